@@ -1,0 +1,33 @@
+# The only entry point: `make demo` and `make test` do all their own set-up.
+VENV = .venv
+PY = $(VENV)/bin/python
+STAMP = $(VENV)/.installed
+
+.PHONY: help setup demo test test-fast bench clean
+
+help:
+	@echo "make demo       three jobs through three trees on this machine, to look at"
+	@echo "make test       every test (under 30 minutes on two cores)"
+	@echo "make test-fast  the tests that take seconds"
+	@echo "make bench      the figures, beside the bare commands"
+
+setup: $(STAMP)
+
+$(STAMP): setup.cfg pyproject.toml contrib/setup.sh
+	sh contrib/setup.sh $(VENV)
+	@touch $@
+
+demo: setup
+	$(VENV)/bin/watchties demo
+
+test: setup
+	$(PY) -m pytest -n 2 tests
+
+test-fast: setup
+	$(PY) -m pytest -n 2 -m "not slow" tests
+
+bench: setup
+	$(PY) tests/bench/bench.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info

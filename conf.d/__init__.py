@@ -1,0 +1,1 @@
+"""The configuration fragments that `watchties init` copies."""

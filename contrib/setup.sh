@@ -1,0 +1,55 @@
+#!/bin/sh
+# setup.sh VENV: makes the private virtual environment and puts in what is missing of the system's packages.
+# apt-get is used where it may be (root, or sudo without a password); else it says in one line what to install.
+set -eu
+venv=$1
+log=$(mktemp) && trap 'rm -f "$log"' EXIT
+
+missing=
+need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing="$missing $2"; }
+need rsync rsync
+need flock util-linux
+need setsid util-linux
+need ps procps
+need find findutils
+need busybox busybox
+need sshd openssh-server
+need ssh openssh-client
+
+python=
+for p in python3 python3.14 python3.13 python3.12 python3.11; do
+    if "$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$p; break; fi
+done
+[ -n "$python" ] || missing="$missing python3"
+[ -z "$python" ] || "$python" -c 'import venv, ensurepip' 2>/dev/null || missing="$missing python3-venv"
+
+if [ -n "$missing" ]; then
+    sudo=
+    [ "$(id -u)" = 0 ] || sudo='sudo -n'
+    if command -v apt-get >/dev/null 2>&1 && { [ -z "$sudo" ] || sudo -n true 2>/dev/null; }; then
+        echo "installing with apt-get:$missing"
+        # shellcheck disable=SC2086  # a list of words
+        { $sudo apt-get update -qq &&
+          $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+              -o DPkg::Lock::Timeout=120 $missing; } >"$log" 2>&1 || {
+            tail -n 20 "$log" >&2
+            echo "setup: apt-get could not install:$missing" >&2
+            exit 1
+        }
+    else
+        echo "setup: please install these packages first:$missing" >&2
+        exit 1
+    fi
+    [ -n "$python" ] || python=python3
+fi
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "setup: Python 3.11 or newer is needed; $("$python" --version) was found" >&2
+    exit 1
+}
+
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+"$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[test]' >"$log" 2>&1 || {
+    cat "$log" >&2
+    echo "setup: pip could not install the Python packages" >&2
+    exit 1
+}

@@ -1,0 +1,1 @@
+"""The hooks that come with watchties; each file here is an executable, not a module."""

@@ -1,0 +1,170 @@
+"""Calling agent.sh on a host and reading its answers.
+
+Knows: the agent's commands, the lines it takes and gives (far/agent.sh, header).
+Must not know: what the answers mean for a job, or what any scheduler says.
+
+Lines are fields between TABs. A line that begins with a TAB belongs to the answer before it: x and an exit code, o
+and a line of standard output, e and one of standard error.
+"""
+
+import shlex
+from dataclasses import dataclass, field
+
+from watchties import retry, shell, ssh
+from watchties.errors import AGAIN, CommandFailed, NotNow, Unreachable
+from watchties.model import one_line
+from watchties.transfer import data_of
+
+SCRIPT = "scripts/agent.sh"
+BASE, PER_JOB = 120, 10  # seconds for a call: publish waits 60 for its lock, a scheduler may take 10 for each job
+NONE = "-"
+
+
+@dataclass
+class Answer:
+    """What the agent says of one job: a word, details (fields after it), and a stored reply if one followed."""
+
+    word: str
+    details: list
+    code: int | None = None
+    out: list = field(default_factory=list)
+    err: list = field(default_factory=list)
+
+    @property
+    def values(self):
+        """The k=v among the details; those of one detail are separated by spaces."""
+        return dict(pair.split("=", 1) for pair in self.details if "=" in pair)
+
+    def detail(self):
+        return " ".join(self.details) or self.word
+
+    def reply(self):
+        """Return the scheduler's (exit code, standard output, standard error), as text."""
+        return self.code or 0, "\n".join(self.out), "\n".join(self.err)
+
+
+@dataclass(frozen=True)
+class Agent:
+    """The agent of a host, for one tree."""
+
+    far: ssh.Far
+    data: str
+    setup: str = ""
+
+    @classmethod
+    def of(cls, config, tree, host):
+        """Return the agent for a tree's name and a host's name in a plain configuration."""
+        return cls(ssh.from_config(config, host), data_of(config, tree, host), config["host"][host].get("setup") or "")
+
+    # ---- one method a command; jobs in, job -> Answer out ----
+
+    def identify(self, jobs):
+        """Return job -> (PENDING, CANCEL, leftover), identities as text, "" for none; an Answer where it refuses."""
+        found = self.ask("identify", {job: [] for job in jobs})
+        return {job: answer if answer.word in ("error", "missing") else _identities(answer) for job, answer in found.items()}
+
+    def publish(self, jobs, state, content):
+        """Publish a state on the web host. `content`: job -> fields of the marker."""
+        rows = {job: [state, str(job.attempt), job.token, ",".join(map(str, job.accepted)), *pairs(content[job])] for job in jobs}
+        return self.ask("publish", rows)
+
+    def claim(self, jobs, run, evidence):
+        return self.ask("claim", {job: [*_attempt(job), *evidence] for job in jobs}, run)
+
+    def submit(self, commands, run):
+        """Run a submit command (shell text) for each job: never tried again here, as the first call may be at work still."""
+        rows = {job: [*_attempt(job), command] for job, command in commands.items()}
+        return self.ask("submit", rows, run, *([self.setup] if self.setup else []), once=True)
+
+    def adopt(self, texts, run):
+        return self.ask("adopt", {job: [*_attempt(job), text] for job, text in texts.items()}, run)
+
+    def cancel(self, commands):
+        return self.ask("cancel", {job: [*_attempt(job), self.with_setup(command)] for job, command in commands.items()})
+
+    def status(self, jobs, query=""):
+        """Return (job -> Answer, Answer of the scheduler query or None if there was none)."""
+        found, rest = self.ask_all("status", {job: _attempt(job) for job in jobs}, *([self.with_setup(query)] if query else []))
+        return found, next((answer for answer in rest if answer.word == "query"), None)
+
+    # ---- how a call is made ----
+
+    def with_setup(self, text):
+        """Return shell text that finds the scheduler's commands: bsub is not on the PATH of a plain login."""
+        return f"{{ {self.setup}\n}} >/dev/null 2>&1; {text}" if self.setup and text else text
+
+    def ask(self, command, rows, *args, once=False):
+        return self.ask_all(command, rows, *args, once=once)[0]
+
+    def ask_all(self, command, rows, *args, once=False):
+        """Return (job -> Answer, other answers) of one call. `rows`: job -> fields after its name.
+
+        Raises Unreachable, NotNow (the agent asks to come back), CommandFailed (it is not there, or broken).
+        """
+        if not rows:
+            return {}, []
+        call = self._call if once else lambda *all_args: retry.network(self._call, *all_args)
+        text = call(command, args, "".join(_line(job.job, fields) for job, fields in rows.items()), BASE + PER_JOB * len(rows))
+        return self._matched(command, rows, parse(text))
+
+    def _call(self, command, args, lines, timeout):
+        words = ["sh", SCRIPT, command, self.data, *args]
+        code, out, err = shell.far(self.far, shlex.join(words), stdin=lines, timeout=timeout)
+        if code == AGAIN:
+            raise NotNow(f"the agent on {self.far.name} asks to come back later: {one_line(err) or 'its lock is held'}")
+        if code:
+            why = f"on {self.far.name}; is {SCRIPT} there, as `watchties deploy {self.far.name}` puts it?"
+            raise CommandFailed(["agent.sh", command], code, out, err, why)
+        return out
+
+    def _matched(self, command, rows, answers):
+        by_name = {job.job: job for job in rows}
+        found = {by_name[name]: answer for name, answer in answers if name in by_name}
+        if missing := [job.id for job in rows if job not in found]:
+            raise Unreachable(f"the agent on {self.far.name} ({command}) said nothing of {missing[0]} ({len(missing)} of {len(rows)} jobs)")
+        return found, [answer for name, answer in answers if name not in by_name]
+
+
+def parse(text):
+    """Return [(job, Answer)] of the agent's lines; what the scheduler query says has the job "" and the word "query"."""
+    answers = []
+    for line in text.split("\n"):
+        name, *fields = line.split("\t")
+        if name and fields:
+            answers.append((name, Answer(fields[0], fields[1:])))
+        elif fields and fields[0] == "query":
+            answers.append(("", Answer("query", [], int(fields[1]))))
+        elif fields and answers:
+            _continue(answers[-1][1], fields[0], "\t".join(fields[1:]))
+    return answers
+
+
+def _continue(answer, kind, text):
+    if kind == "x":
+        answer.code = int(text)
+    elif kind == "o":
+        answer.out.append(text)
+    elif kind == "e":
+        answer.err.append(text)
+
+
+def _identities(answer):
+    return tuple("" if value == NONE else value for value in (answer.word, *answer.details[:2]))
+
+
+def _attempt(job):
+    return [str(job.attempt), job.token]
+
+
+def _line(name, fields):
+    """Return one line of input; no field is empty or breaks the line."""
+    return "\t".join([name, *(_word(text) for text in fields)]) + "\n"
+
+
+def _word(text):
+    return text.replace("\t", " ").replace("\n", " ") or NONE
+
+
+def pairs(fields):
+    """Return a marker's content as k=v words, empty values left out."""
+    return [f"{key}={one_line(value)}" for key, value in fields.items() if value not in (None, "")]

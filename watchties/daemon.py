@@ -1,0 +1,328 @@
+"""The daemon: joins watch, links and engine in one asyncio loop; signals, reconcile, disk, notices, sd_notify.
+
+Knows: what is started and stopped, in which order.
+Must not know: what a marker means, how a run ends; it only passes on who is to be looked at.
+"""
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import time
+
+from watchties import config as configuration
+from watchties import markers, rebuild, runs, ssh
+from watchties.engine import Engine
+from watchties.errors import UserError
+from watchties.hooklog import HookLog
+from watchties.journal import Journal
+from watchties.model import CANCEL, PENDING, TAKEN, WEB, JobId
+from watchties.relays import Link, Listener
+from watchties.runner import Runner
+from watchties.teller import Teller
+from watchties.watch import MirrorWatch
+
+SLICE = 0.02  # seconds that a scan may keep the loop to itself
+GLANCE = 2.0  # seconds between two looks at the disk and at hosts that are down
+SHUTDOWN = 12.0  # seconds for hooks that were told to stop
+
+log = logging.getLogger("watchties")
+
+
+class Daemon:
+    """One daemon for one configuration. state: the state directory; hooks: rule name -> path of its hook."""
+
+    def __init__(self, config, state, hooks):
+        self.config, self.state, self.hooks = config, state, hooks
+        self.journal = Journal(os.path.join(state, "journal.sqlite"))
+        self.hooklog = HookLog(os.path.join(state, "log"), config.daemon.log_keep)
+        self.teller = Teller(self.journal, self.hooklog)
+        self.dirs = runs.RunDirs(state)
+        self.runner = Runner(self.dirs, write_config(config, state))
+        self.engine = Engine(config, self.runner, self.dirs, hooks, self.teller)
+        self.teller.on_host_failed, self.teller.on_notice = self._host_failed, self._notice
+        self.watches = {n: MirrorWatch(t.root, t.jobs, t.backend) for n, t in config.tree.items()}
+        self.links = {name: self._link(name) for name in config.host if self._trees_of(name)}
+        self.stop, self.again, self._tasks = asyncio.Event(), False, set()
+        self._rescans, self._told_down, self._notify = set(), set(), notifier()
+
+    # ---- life ----
+
+    async def run(self):
+        """Work until told to stop; return whether the configuration is to be read again."""
+        loop = asyncio.get_running_loop()
+        for number, again in (signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGHUP, True):
+            loop.add_signal_handler(number, self._end, again)
+        self.runner.warm_up()
+        engine = self._spawn(self._start())
+        try:
+            await asyncio.wait([engine, self._spawn(self.stop.wait())], return_when=asyncio.FIRST_COMPLETED)
+            if engine.done():
+                engine.result()
+        finally:
+            await self._shut_down()
+        return self.again
+
+    def _end(self, again):
+        self.again = again
+        self.stop.set()
+
+    async def _start(self):
+        loop = asyncio.get_running_loop()
+        for name, watch in self.watches.items():
+            os.makedirs(self.config.tree[name].root, exist_ok=True)
+            watch.start(
+                loop,
+                lambda job, tree=name: self.engine.touch(JobId(tree, job)),
+                lambda reason, tree=name: self._rescan(tree),
+                lambda text, tree=name: self.teller.problem(f"tree {tree}", text),
+                lambda job, reason, tree=name: self.teller.refuse_name(tree, job, reason),
+            )
+        self._look_at_disks()
+        await self.engine.recover()
+        for name in self.watches:
+            self._rescan(name)
+        for link in self.links.values():
+            self._spawn(link.run())
+        self._spawn(self._reconcile())
+        self._spawn(self._glance())
+        if self.journal.fresh:
+            self._spawn(self._rebuild())
+        log.info("watchties is at work: %s", ", ".join(f"{n} ({w.backend})" for n, w in self.watches.items()))
+        self._notify("READY=1")
+        self.teller.notice(f"watchties started on {socket.gethostname()}", f"state directory: {self.state}\n")
+        await self.engine.run()
+
+    async def _shut_down(self):
+        """Start nothing more, wait for the hooks at work, then tell them to stop; what is undone is found at the next start."""
+        self._notify("STOPPING=1")
+        self.engine.starting = True
+        for watch in self.watches.values():
+            watch.stop()
+        if self.engine.tasks and not self.again:
+            log.info("waiting up to %g s for %d runs", self.config.daemon.stop_timeout, len(self.engine.tasks))
+            await asyncio.wait(self.engine.tasks, timeout=self.config.daemon.stop_timeout)
+        for task in self.engine.tasks if not self.again else ():
+            task.cancel()  # each sends SIGTERM to its hook
+        await self._cancel(self._tasks)
+        if not self.again:
+            await self._await_locks()
+            await self.engine.one_pass()
+        self.runner.close()
+        self.journal.close()
+
+    async def _await_locks(self):
+        deadline = time.monotonic() + SHUTDOWN
+        while time.monotonic() < deadline and any(not self.dirs.is_free(run.lock) for run in self.dirs.left_over()):
+            await asyncio.sleep(0.1)
+
+    @staticmethod
+    async def _cancel(tasks):
+        tasks = [task for task in tasks if not task.done()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _spawn(self, coroutine):
+        task = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended_task)
+        return task
+
+    def _ended_task(self, task):
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception():
+            log.error("a part of the daemon failed", exc_info=task.exception())
+            self.stop.set()  # a daemon that is half alive loses jobs in silence: end, and be started again
+
+    # ---- the mirror ----
+
+    def _rescan(self, tree):
+        if tree not in self._rescans:
+            self._rescans.add(tree)
+            self._spawn(self._scan(tree))
+
+    async def _scan(self, tree):
+        """Look at every job directory of a mirror, in slices; have looked at what may need something done."""
+        began = time.monotonic()
+        for job, names in self.watches[tree].scan():
+            if markers.waiting(names):
+                self.engine.touch(JobId(tree, job))
+            if time.monotonic() - began > SLICE:
+                await asyncio.sleep(0)
+                began = time.monotonic()
+        self._rescans.discard(tree)
+
+    async def _reconcile(self):
+        """Find what nobody has announced."""
+        while True:
+            await asyncio.sleep(self.config.daemon.reconcile)
+            for name in self.watches:
+                self._rescan(name)
+            for link in self.links.values():
+                link.list_again()
+            self.hooklog.prune()
+            self.journal.prune(time.time() - self.config.daemon.journal_keep)
+
+    async def _rebuild(self):
+        rows = await asyncio.get_running_loop().run_in_executor(None, lambda: list(rebuild.rows(self.config)))
+        self.journal.rebuild(rows)
+        for job in self.engine.jobs:
+            self.teller.changed(job, job.record)
+
+    # ---- hosts ----
+
+    def _trees_of(self, host):
+        trees = {n: t for n, t in self.config.tree.items() if host == t.web or host in t.compute}
+        return {n: (t.path[host], t.jobs) for n, t in trees.items()}
+
+    def _link(self, name):
+        host, every = self.config.host[name], self.config.daemon.heartbeat
+        far = ssh.from_config(configuration.plain(self.config), name)
+        listener = Listener(
+            self._announced, self._listed, self._host_up, self.engine.host_is, self.teller.refuse_name, self._host_problem
+        )
+        return Link(far, host.role, self._trees_of(name), host.trigger, host.poll, every, listener)
+
+    def _announced(self, said):
+        job = JobId(said.tree, said.job)
+        if self.config.host[said.host].role != WEB:
+            self.engine.hear_compute(job, said.marker, said.token)
+        elif said.marker == PENDING:
+            self.engine.hear_web(job, pending=said.ns)
+        elif said.marker == CANCEL:
+            self.engine.hear_web(job, cancel=said.ns)
+        elif said.marker.startswith(TAKEN):
+            self.engine.hear_web(job, taken=True)
+
+    def _listed(self, host):
+        """A compute host's relay has just (re)connected: what ended meanwhile is asked for, not listed."""
+        if self.config.host[host].role != WEB:
+            self.engine.ask_again(host)
+
+    def _host_up(self, host, news):
+        self.engine.host_is(host)
+        if news:
+            log.info("host %s is up again", host)
+        if host in self._told_down:
+            self._told_down.discard(host)
+            self.teller.notice(f"host {host} is up again", "")
+
+    def _host_failed(self, host, reason):
+        if host in self.links:
+            self.links[host].failed(reason)
+
+    def _host_problem(self, host, text):
+        self.teller.problem(f"host {host}", text)
+
+    # ---- now and then ----
+
+    async def _glance(self):
+        """Look at disks and hosts, and tell systemd that the loop goes round."""
+        while True:
+            await asyncio.sleep(GLANCE)
+            self._look_at_disks()
+            self._look_at_hosts()
+            counts = f"{len(self.engine.jobs)} jobs in hand, {len(self.engine.tasks)} runs"
+            down = ", ".join(sorted(self.engine.down))
+            self._notify(f"WATCHDOG=1\nSTATUS={counts}" + (f", down: {down}" if down else ""))
+
+    def _look_at_disks(self):
+        floor, before = self.config.daemon.disk_floor, dict(self.engine.blocked)
+        for name, tree in self.config.tree.items():
+            try:
+                free = shutil.disk_usage(tree.root).free
+            except OSError as error:
+                free = None
+                self.engine.blocked[name] = f"{tree.root} cannot be read ({error.strerror}); nothing is brought there"
+            if free is not None and free < floor:
+                self.engine.blocked[name] = (
+                    f"only {free >> 20} MB are free at {tree.root}, less than disk_floor ({floor >> 20} MB); make room"
+                )
+            elif free is not None:
+                self.engine.blocked.pop(name, None)
+        if before.keys() != self.engine.blocked.keys():
+            self.engine.touch_all()
+            for name in self.engine.blocked.keys() - before.keys():
+                self.teller.notice(f"tree {name} takes nothing more", self.engine.blocked[name])
+
+    def _look_at_hosts(self):
+        for name, link in self.links.items():
+            since = link.breaker.since
+            if link.breaker.down and name not in self._told_down and time.time() - since > self.config.daemon.host_down_notice:
+                self._told_down.add(name)
+                when = time.strftime("%Y-%m-%d %H:%M", time.localtime(since))
+                self.teller.notice(f"host {name} is down since {when}", f"{link.breaker.reason}\nIts jobs wait; the others go on.\n")
+
+    def _notice(self, subject, text):
+        if "notice" in self.hooks:
+            self._spawn(self._send_notice(f"{subject}\n{text}"))
+
+    async def _send_notice(self, text):
+        """Run the notice hook, again and again while it asks for that."""
+        rule = self.config.find_rule("notice")
+        slot, wait = f"{time.time_ns():x}", rule.retry.first
+        deadline = time.time() + rule.retry.give_up_after
+        while time.time() < deadline:
+            run = self.dirs.prepare(self.dirs.new_id("notice"), "notice", "", slot, [], rule.timeout, self.hooks["notice"], text)
+            self.teller.run_begins(run)
+            ended = await self.runner.run(run)
+            self.teller.run_ended(ended)
+            self.dirs.forget(run)
+            os.unlink(run.lock)
+            if ended.code == 0:
+                return
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, rule.retry.maximum)
+
+
+def write_config(config, state):
+    """Write the configuration for hooks to read, for nobody else's eyes; return its path."""
+    path = os.path.join(state, "config.json")
+    fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        json.dump(configuration.plain(config), file, ensure_ascii=False)
+    os.rename(path + ".new", path)
+    return path
+
+
+def notifier():
+    """Return what tells systemd of our state: does nothing where we were not started by it."""
+    if "NOTIFY_SOCKET" not in os.environ:
+        return lambda text: None
+    import systemd_watchdog
+
+    dog = systemd_watchdog.watchdog()
+    return lambda text: [dog._send(line + "\n") for line in text.split("\n")] and None
+
+
+def lock_state(state):
+    """Return the open lock file of a state directory; raise UserError if a daemon is at work there."""
+    os.makedirs(state, mode=0o700, exist_ok=True)
+    file = open(os.path.join(state, "daemon.lock"), "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(f"a watchties daemon is at work already in {state} (pid {file.read().strip() or 'unknown'})") from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def serve(load, state):
+    """Run daemons until one is told to stop. load() returns (config, hooks), or raises: then a running one goes on as before."""
+    lock = lock_state(state)
+    config, hooks = load()
+    while asyncio.run(Daemon(config, state, hooks).run()):
+        try:
+            config, hooks = load()
+            log.info("the configuration was read again")
+        except UserError as error:
+            log.error("the configuration was not taken, the former one stays: %s", error)
+    lock.close()

@@ -1,0 +1,421 @@
+"""What is to be done for one job: the job as seen, the rules and the time go in, actions with reasons come out.
+
+Knows: the protocol of a job's life. Its rules are functions with the rule's name.
+Must not know: disks, clocks, processes, queues. Nothing here reads or writes anything.
+
+Order matters in one way only: a Step (something the daemon itself does on disk in a moment) comes before every
+Start (a run of a hook); after a Step the job is looked at again and decided anew. Nothing is remembered between
+two decisions but what stands in the record and in the markers, so a restart is the same thing as a pause.
+"""
+
+from dataclasses import dataclass, field
+
+from watchties import markers
+from watchties.model import CANCEL, COMPUTE, DONE, FAILED, FINAL, MIRROR, PENDING, REQUESTS, SUBMITTED, WEB, JobId, Request
+from watchties.record import GAVE_UP, Record
+
+# The places that a run of a rule locks for its jobs. mail and notice touch none, so they lock their own name.
+TOUCHES = {
+    "pull": {WEB, MIRROR},
+    "submit": {MIRROR, COMPUTE},
+    "report": {WEB},
+    "poll": {"poll"},
+    "fetch": {COMPUTE, MIRROR},
+    "push": {MIRROR, WEB},
+    "mail": {"mail"},
+    "cancel": {COMPUTE},
+}
+POLL_OLDER = 10  # a job is asked after every `poll`, or every tenth of its age if that is longer
+POLL_SELDOM = 900  # but at least so often, in seconds
+
+
+@dataclass(frozen=True)
+class WebHint:
+    """What the web host was last heard to hold: identities in ns, 0 for nothing."""
+
+    pending: int = 0
+    cancel: int = 0
+    taken: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One job as seen now. compute: "", DONE, FAILED or lost, for the current token. busy: places locked by runs.
+    polled: when the scheduler was last asked, in seconds."""
+
+    id: JobId
+    record: Record
+    mirror: markers.Standing
+    web: WebHint = WebHint()
+    compute: str = ""
+    busy: frozenset = frozenset()
+    polled: float = 0.0
+
+
+@dataclass(frozen=True)
+class World:
+    """What a decision depends on beside the job. tree, rules: from the configuration. down: host -> why.
+    blocked: why nothing may be brought into the mirror (a full disk), or ""; poll: host -> seconds."""
+
+    tree: object
+    rules: dict
+    now: float
+    down: dict = field(default_factory=dict)
+    blocked: str = ""
+    poll: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something the daemon does itself: restore, accept, cancel, publish, take_off or close."""
+
+    what: str
+    reason: str
+    request: Request | None = None
+    marker: str = ""
+    stop: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """A run of a rule's hook that may begin now, on a host. `attempt`: the token that it is for."""
+
+    rule: str
+    host: str
+    reason: str
+    attempt: str = ""
+    marker: str = ""
+    request: Request | None = None
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Why something does not begin now; `until`: when to look again, in seconds, 0 if an event will tell."""
+
+    rule: str
+    reason: str
+    until: float = 0.0
+
+
+@dataclass(frozen=True)
+class Decision:
+    step: Step | None = None
+    starts: tuple = ()
+    waits: tuple = ()
+
+    @property
+    def reason(self):
+        """Return one line for people: what happens now, else why nothing does."""
+        if self.step:
+            return self.step.reason
+        return "; ".join(dict.fromkeys(a.reason for a in (*self.starts, *self.waits)))
+
+
+def decide(seen, world):
+    """Return the Decision for one job."""
+    step = next_step(seen, world)
+    if step:
+        return Decision(step)
+    actions = [a for rule in (pull, report, push, tidy, submit, poll, fetch, cancel, others) for a in rule(seen, world)]
+    starts = tuple(a for a in actions if isinstance(a, Start))
+    waits = tuple(a for a in actions if isinstance(a, Wait))
+    if not starts and not waits and may_close(seen, world):
+        return Decision(Step("close", "everything has ended"))
+    return Decision(None, starts, waits)
+
+
+# ---- what the daemon does itself ----
+
+
+def next_step(seen, world):
+    """Return the Step that comes before all else, or None."""
+    record, mirror = seen.record, seen.mirror
+    if restore_hidden() and mirror.taken:
+        name = next(iter(mirror.taken))
+        return Step("restore", f"{name} was left under its hidden name", marker=name)
+    pending = standing_request(seen, MIRROR, PENDING)
+    if pending and not record.has_accepted(pending):
+        return Step("accept", "PENDING stands in the mirror", pending)
+    if step := cancel_step(seen):
+        return step
+    if record.phase and not stands(seen):
+        return Step("publish", f"the mirror does not show {record.phase}", marker=record.phase)
+    if pending and record.phase != PENDING:
+        return Step("take_off", "PENDING has been accepted", marker=PENDING)
+    stop = standing_request(seen, MIRROR, CANCEL)
+    if stop and record.has_accepted(stop):
+        return Step("take_off", "CANCEL has been accepted", marker=CANCEL)
+    return None
+
+
+def stands(seen):
+    """Return whether the mirror shows what the record says, and nothing else."""
+    record, mirror = seen.record, seen.mirror
+    if record.phase == PENDING:
+        return PENDING in mirror.markers and not mirror.states()
+    marker = mirror.markers.get(record.phase)
+    return bool(marker and marker.token == record.token and mirror.states() == (record.phase,))
+
+
+def standing_request(seen, place, name):
+    """Return the PENDING or CANCEL that stands at the web host or in the mirror, or None."""
+    if place == MIRROR:
+        ns = seen.mirror.request_ns(name)
+    else:
+        ns = seen.web.pending if name == PENDING else seen.web.cancel
+    return Request(place, name, ns) if ns else None
+
+
+def open_cancel(seen):
+    """Return the CANCEL that stands and is not accepted yet, the mirror's first, or None."""
+    requests = (standing_request(seen, place, CANCEL) for place in (MIRROR, WEB))
+    return next((r for r in requests if r and not seen.record.has_accepted(r)), None)
+
+
+def cancel_step(seen):
+    """Return the Step that accepts a CANCEL for which no host has to be asked, or None."""
+    request = open_cancel(seen)
+    if not request or not seen.record.attempt or cancel_must_wait(seen, request):
+        return None
+    covered, record = cancel_order(seen.record, request), seen.record
+    if record.phase in (PENDING, SUBMITTED) and covered and record.contacted:
+        return None  # `agent cancel` has to prove it
+    stop = record.phase == PENDING and covered
+    reason = "cancelled before anything was submitted" if stop else "CANCEL stops nothing: no older request is open"
+    return Step("cancel", reason, request, CANCEL, stop)
+
+
+def cancel_must_wait(seen, request):
+    """Return why a CANCEL cannot be taken up yet, or ""."""
+    pending = standing_request(seen, request.place, PENDING)
+    if pending and not seen.record.has_accepted(pending) and pending.ns < request.ns:
+        return "an older PENDING is to be accepted first"
+    if WEB in seen.busy and MIRROR in seen.busy:
+        return "a pull is under way"
+    if COMPUTE in seen.busy:
+        return "a run at the compute host is under way"
+    return "the attempt before is still being ended" if seen.record.old else ""
+
+
+def cancel_order(record, request):
+    """Return whether every request that the attempt serves is older than this CANCEL.
+
+    By mtime on one host; between hosts by acceptance, as no two clocks are compared: what is served has been
+    accepted, so it is older.
+    """
+    served = map(Request.parse, record.served)
+    return all(r.ns < request.ns for r in served if r.place == request.place)
+
+
+def restore_hidden():
+    """Return True: a PENDING found under its hidden name is put back before all else."""
+    return True
+
+
+def may_close(seen, world):
+    """Return whether nothing is left to do, so that the open flag may go."""
+    record = seen.record
+    if seen.busy or record.old or record.tries:
+        return False
+    if record.attempt == 0:
+        return not record.pulling
+    return record.phase in FINAL and accepted_everything(seen) and all(record.ended_as(r.name) for r in due_rules(seen, world))
+
+
+def accepted_everything(seen):
+    """Return whether each request that stands on the web host is in the record."""
+    requests = (standing_request(seen, WEB, name) for name in REQUESTS)
+    return not seen.web.taken and all(seen.record.has_accepted(r) for r in requests if r)
+
+
+# ---- rules: each yields Start or Wait ----
+
+
+def pull(seen, world):
+    """Bring the inputs of a new request; repeat a pull that was interrupted."""
+    record, request = seen.record, standing_request(seen, WEB, PENDING)
+    new = request and not record.has_accepted(request)
+    if not new and not unfinished_pull(record):
+        return
+    reason = "a new PENDING on the web host" if new else "an interrupted pull is repeated"
+    if world.blocked:
+        yield Wait("pull", world.blocked)
+    else:
+        yield from start(seen, world, "pull", world.tree.web, reason, request=request if new else None)
+
+
+def unfinished_pull(record):
+    """Return whether a pull that has begun must be repeated: not when it gave up and the job FAILED of it."""
+    gave_up = record.phase in FINAL and not record.contacted
+    return bool(record.pulling) and not gave_up
+
+
+def pull_open(record):
+    """Return whether a pull has begun and not ended, so that nothing may leave the mirror."""
+    return unfinished_pull(record)
+
+
+def report(seen, world):
+    """Show SUBMITTED on the web host."""
+    if seen.record.phase == SUBMITTED and not seen.record.ended_as("report"):
+        yield from start(seen, world, "report", world.tree.web, "the web host is to show SUBMITTED", marker=SUBMITTED)
+
+
+def push(seen, world):
+    """Bring what the job made to the web host, and publish the state there."""
+    record = seen.record
+    if record.phase not in FINAL or record.ended_as("push") not in ("", GAVE_UP):
+        return
+    if pull_open(record):
+        yield Wait("push", "a pull is open: nothing leaves the mirror before it has ended")
+        return
+    yield from start(seen, world, "push", world.tree.web, f"results and {record.phase} go to the web host", marker=record.phase)
+
+
+def tidy(seen, world):
+    """Publish the state on the web host again, where an accepted PENDING or a leftover stands there."""
+    record = seen.record
+    rule = "report" if record.phase == SUBMITTED else "push"
+    if record.phase == PENDING or not record.ended_as(rule):
+        return
+    if any(r and record.has_accepted(r) for r in (standing_request(seen, WEB, n) for n in REQUESTS)) or seen.web.taken:
+        yield from start(seen, world, "report", world.tree.web, "an accepted request still stands on the web host", marker=record.phase)
+
+
+def submit(seen, world):
+    """Claim, transfer, submit."""
+    record = seen.record
+    if record.phase != PENDING:
+        return
+    if pull_open(record):
+        yield Wait("submit", "a pull is open: nothing leaves the mirror before it has ended")
+    elif cancel_waits(record):
+        yield Wait("submit", f"attempt {record.old.attempt} on {record.old.host} must first be proven ended")
+    elif open_cancel(seen) and not cancel_must_wait(seen, open_cancel(seen)) and record.contacted:
+        yield Wait("submit", "it is being cancelled")
+    else:
+        host, why = choose_host(record, world)
+        if why:
+            yield Wait("submit", why)
+        else:
+            yield from start(seen, world, "submit", host, f"it goes to {host}")
+
+
+def cancel_waits(record):
+    """Return whether the attempt before has still to be proven ended, wherever it was."""
+    return record.old is not None
+
+
+def choose_host(record, world):
+    """Return (host, why not) for an attempt: its own once it has been contacted, else the first that is up.
+
+    A job that names its host in CPU_SERVER waits for that one.
+    """
+    if record.contacted:
+        return record.host, ""
+    named = record.fields.get("cpu_server")
+    wanted = [named] if named else list(world.tree.compute if world.tree.failover else world.tree.compute[:1])
+    for host in wanted:
+        if host not in world.down:
+            return host, ""
+    return "", "; ".join(world.down[host] for host in wanted)
+
+
+def poll(seen, world):
+    """Ask the scheduler: soon for a young job, seldom for an old one."""
+    record = seen.record
+    if record.phase != SUBMITTED or seen.compute or not stands(seen):
+        return
+    every, since = world.poll.get(record.host, 30.0), float(record.fields.get("since") or 0)
+    due = seen.polled + min(max(every, (world.now - since) / POLL_OLDER), max(POLL_SELDOM, every))
+    if not seen.polled or due <= world.now:
+        yield from start(seen, world, "poll", record.host, f"{record.host} is asked how it stands")
+    else:
+        yield Wait("poll", f"it runs or waits on {record.host}", due)
+
+
+def fetch(seen, world):
+    """Bring the results to the mirror and judge them."""
+    record = seen.record
+    if record.phase != SUBMITTED or not seen.compute:
+        return
+    if pull_open(record):
+        yield Wait("fetch", "a pull is open: nothing else touches the mirror before it has ended")
+    elif world.blocked:
+        yield Wait("fetch", world.blocked)
+    else:
+        yield from start(seen, world, "fetch", record.host, f"{record.host} shows {seen.compute}", marker=seen.compute)
+
+
+def cancel(seen, world):
+    """Stop an attempt: the overtaken one, or the current one if CANCEL covers it."""
+    record = seen.record
+    if record.old:
+        yield from start(
+            seen, world, "cancel", record.old.host, f"attempt {record.old.attempt} was overtaken", attempt=record.old.token
+        )
+        return
+    request = open_cancel(seen)
+    if not request or not record.attempt:
+        return
+    if why := cancel_must_wait(seen, request):
+        yield Wait("cancel", why)
+    else:
+        yield from start(seen, world, "cancel", record.host, f"CANCEL stands at the {request.place}", request=request)
+
+
+def others(seen, world):
+    """mail, and the rules of a site: after the marker they wait for, and after the rules they name."""
+    record = seen.record
+    for rule in due_rules(seen, world):
+        if rule.name == "push" or record.ended_as(rule.name) not in ("", GAVE_UP):
+            continue  # what has given up is tried again when its time comes; push has its own function
+        missing = [name for name in rule.after if not record.ended_as(name)]
+        if missing:
+            yield Wait(rule.name, f"{rule.name} waits for {', '.join(missing)}")
+        else:
+            yield from start(seen, world, rule.name, host_of(rule, seen, world), f"{record.phase} stands", marker=record.phase)
+
+
+def due_rules(seen, world):
+    """Return push, mail and the site's rules that the present phase fires."""
+    built_in = set(TOUCHES) - {"push", "mail"} | {"notice"}
+    return [r for r in world.rules.values() if r.name not in built_in and fires(r, seen)]
+
+
+def fires(rule, seen):
+    """Return whether one of the rule's PLACE:MARKER stands now."""
+    record = seen.record
+    if not record.phase or not stands(seen):
+        return False
+    shown = {f"{MIRROR}:{record.phase}"}
+    if record.phase == PENDING or record.ended_as("report" if record.phase == SUBMITTED else "push"):
+        shown.add(f"{WEB}:{record.phase}")
+    if record.phase in FINAL and record.fields.get("exit") not in (None, ""):
+        shown.add(f"{COMPUTE}:{DONE if str(record.fields['exit']) == '0' else FAILED}")
+    return not shown.isdisjoint(rule.on)
+
+
+def host_of(rule, seen, world):
+    """Return the host whose lane a rule without a fixed one belongs to, "" for the mirror alone."""
+    places = {on.split(":")[0] for on in rule.on}
+    return world.tree.web if WEB in places else seen.record.host if COMPUTE in places else ""
+
+
+def touches(rule):
+    """Return the places a run of the rule locks."""
+    return TOUCHES.get(rule.name) or {on.split(":")[0] for on in rule.on} | {rule.name}
+
+
+def start(seen, world, name, host, reason, *, attempt="", marker="", request=None):
+    """Yield the Start of a rule, or the Wait that stands in its way."""
+    record = seen.record
+    later = record.tries.get(name)
+    if busy := TOUCHES.get(name, touches(world.rules[name])) & seen.busy:
+        yield Wait(name, f"{name} waits: a run is at work at {', '.join(sorted(busy))}")
+    elif later and later["next"] > world.now:
+        yield Wait(name, f"{name} is tried again: {later['reason']}", later["next"])
+    elif host in world.down:
+        yield Wait(name, world.down[host])
+    else:
+        yield Start(name, host, reason, attempt or record.token, marker, request)

@@ -1,0 +1,402 @@
+"""One pass after another over the jobs in hand: take in what runs have said, decide, write, start runs.
+
+Knows: how decisions become plans on disk and runs in lanes, and that a record is durable before what depends on it.
+Must not know: inotify, relays, signals, the command line. The daemon tells it which jobs to look at.
+
+A pass gathers the plans of all jobs that need one and carries them out together, in a thread: a thousand jobs
+wait for one syncfs. Records change in passes only, one pass at a time.
+"""
+
+import asyncio
+import heapq
+import os
+import secrets
+import time
+from collections import Counter
+from dataclasses import replace
+
+from watchties import decide, durable, outcomes, record, steps
+from watchties.errors import WatchtiesError
+from watchties.jobs import Jobs
+from watchties.lanes import Lane
+from watchties.model import FINAL, PENDING, SUBMITTED, WEB, JobId, one_line
+
+AT_ONCE = 1000  # jobs that one pass looks at, so that no pass takes long
+DISK_AGAIN = 5.0  # seconds before a job whose plan met an error of the disk is looked at again
+ORPHAN_GLANCE = 0.2  # seconds between two looks at a lock that an orphan holds
+
+
+def new_token():
+    """Return a token that no attempt has ever had. 12 digits: with `wt.` in front the name still fits into PBS."""
+    return secrets.token_hex(6)
+
+
+class Engine:
+    """The daemon's work. tell: a Teller for what is to be told to logs, journal, administrator."""
+
+    def __init__(self, config, runner, dirs, hooks, tell, clock=time.time):
+        self.config, self.runner, self.dirs, self.hooks, self.tell, self.clock = config, runner, dirs, hooks, tell, clock
+        self.rules = {rule.name: rule for rule in config.rule}
+        self.trees = config.tree
+        self.jobs = Jobs({name: tree.root for name, tree in config.tree.items()})
+        self.polls = {name: host.poll for name, host in config.host.items()}
+        self.lanes, self.down, self.blocked = {}, {}, {}
+        self.dirty, self.ended, self.tasks = {}, [], set()
+        self.kick, self._wakes, self.starting = asyncio.Event(), [], True
+
+    # ---- what others tell ----
+
+    def touch(self, job_id):
+        """Have a job looked at in the next pass."""
+        self.dirty[job_id] = None
+        self.kick.set()
+
+    def touch_all(self):
+        """Have every job in hand looked at."""
+        for job in self.jobs:
+            self.dirty[job.id] = None
+        self.kick.set()
+
+    def hear_web(self, job_id, **what):
+        """Take note of a request that stands on a web host."""
+        job = self._take(job_id)
+        if job:
+            job.hear(**what)
+            self.touch(job_id)
+
+    def hear_compute(self, job_id, marker, token):
+        """Take note of DONE or FAILED on a compute host; it counts for the current attempt only."""
+        job = self.jobs.get(job_id)
+        if job and job.record.token == token and job.record.phase in (PENDING, SUBMITTED):
+            job.compute = marker
+            self.touch(job_id)
+
+    def ask_again(self, host):
+        """Have the scheduler of a host asked now for all that runs there."""
+        for job in self.jobs:
+            if job.record.host == host and job.record.phase == SUBMITTED:
+                job.polled = 0.0
+                self.touch(job.id)
+
+    def host_is(self, host, reason=""):
+        """Take note that a host is down, and why, or up again."""
+        changed = self.down.get(host, "") != reason
+        self.down.pop(host, None)
+        if reason:
+            self.down[host] = reason
+        if changed:
+            self.touch_all()
+
+    def _take(self, job_id):
+        try:
+            return self.jobs.take(job_id)
+        except (WatchtiesError, OSError) as error:
+            self.tell.refuse(job_id, str(error))
+            return None
+
+    # ---- the pass ----
+
+    async def run(self):
+        """Make passes until cancelled."""
+        while True:
+            await self._until_something()
+            self.kick.clear()
+            await self.one_pass()
+
+    async def _until_something(self):
+        if self.dirty or self.ended:
+            return
+        timeout = max(0.0, self._wakes[0][0] - self.clock()) if self._wakes else None
+        try:
+            await asyncio.wait_for(self.kick.wait(), timeout)
+        except asyncio.TimeoutError:
+            pass
+        now = self.clock()
+        while self._wakes and self._wakes[0][0] <= now:
+            self.dirty[heapq.heappop(self._wakes)[1]] = None
+
+    async def one_pass(self):
+        """Take in outcomes, look at what is dirty, write, start."""
+        ended, self.ended = self.ended, []
+        plans = self._plans_of_outcomes(ended)
+        batch = [j for j in list(self.dirty)[:AT_ONCE] if j not in plans]
+        for job_id in list(self.dirty)[:AT_ONCE]:
+            self.dirty.pop(job_id)
+        plans |= self._plans_of_decisions(batch)
+        good = await self._carry_out(plans)
+        for one in ended:
+            if all(i in good for i in one.run.ids() if i in plans):
+                self._release(one)
+            else:  # the disk did not take it: the run's directory stays, and is read again
+                asyncio.get_running_loop().call_later(DISK_AGAIN, self._again, one)
+        await self._fill_lanes()
+        self.tell.flush()
+
+    def _again(self, ended):
+        self.ended.append(ended)
+        self.kick.set()
+
+    async def _carry_out(self, plans):
+        """Write what is planned, all of it together; return the jobs whose plan succeeded."""
+        if not plans:
+            return set()
+        results = await asyncio.get_running_loop().run_in_executor(None, durable.carry_out, plans)
+        good = set()
+        for job_id, result in results.items():
+            job = self.jobs.get(job_id)
+            if isinstance(result, OSError):
+                self._disk_error(job, result)
+                continue
+            good.add(job_id)
+            if result is None:
+                self._at_rest(job)
+                continue
+            self._changed(job, result)
+            self.dirty[job_id] = None
+        return good
+
+    def _changed(self, job, new):
+        if new != job.record:
+            before = job.record
+            self.jobs.update(job, new)
+            if new.phase == SUBMITTED and before.phase != SUBMITTED:
+                job.polled = self.clock()
+            self.tell.changed(job, before)
+
+    def _disk_error(self, job, error):
+        text = one_line(f"the mirror cannot be written: {error.strerror or error} ({error.filename or job.dir})")
+        self.tell.waiting(job, text)
+        self.tell.problem("disk", text)
+        self._wake(job.id, self.clock() + DISK_AGAIN)
+
+    def _at_rest(self, job):
+        self.tell.changed(job, job.record)
+        if job.id not in self.dirty:  # nothing was heard of it while its flag was taken down
+            self.jobs.drop(job.id)
+
+    def _wake(self, job_id, when):
+        heapq.heappush(self._wakes, (when, job_id))
+
+    # ---- outcomes ----
+
+    def _plans_of_outcomes(self, ended):
+        plans = {}
+        for one in ended:
+            rule = self.rules.get(one.run.rule)
+            for told in one.run.jobs if rule else ():
+                job = self._take(JobId(told["tree"], told["job"]))
+                if job:
+                    new = plans[job.id][0] if job.id in plans else job.record
+                    plans[job.id] = self._outcome(job, new, rule, told, one), None
+        return {i: steps.save(self.jobs.get(i), new) for i, (new, _) in plans.items() if new != self.jobs.get(i).record} | {
+            i: _nothing(new) for i, (new, _) in plans.items() if new == self.jobs.get(i).record
+        }
+
+    def _outcome(self, job, rec, rule, told, ended):
+        """Return the record after what a run said of one job, and hear what it saw by the way."""
+        outcome = ended.outcome(job.id)
+        taken = outcomes.take_in(rec, rule, told, outcome, self.clock(), new_token(), self.config.daemon.reconcile)
+        if taken.notice:
+            self.tell.notice(f"{job.id}: {taken.notice}", f"run {ended.run.id}; see: watchties logs {job.id}")
+        if outcome:
+            if outcome.fields.get("host_down"):
+                self.tell.host_failed(ended.run.host, outcome.reason)
+            job.hear(**outcomes.web_hints(rule.name, outcome.fields))
+            if rule.name == "poll" and told["token"] == rec.token:
+                job.polled = self.clock()
+                job.compute = outcome.fields.get("seen") or job.compute
+        return taken.record
+
+    def _release(self, ended):
+        """Let go of what a run has held, now that its outcome is on disk."""
+        run = ended.run
+        self._lane(run.rule, run.host).busy.discard(run.slot)
+        for job_id in run.ids():
+            job = self.jobs.get(job_id)
+            if job:
+                job.busy = {place: by for place, by in job.busy.items() if by != run.id}
+                self.dirty[job_id] = None
+        self.tell.run_ended(ended)
+        self.dirs.forget(run)
+
+    # ---- decisions ----
+
+    def _plans_of_decisions(self, batch):
+        plans = {}
+        for job_id in batch:
+            job = self._take(job_id) if job_id.tree in self.trees else None
+            if job:
+                decision = decide.decide(job.seen(), self._world(job_id.tree))
+                if decision.step:
+                    plans[job_id] = self._plan(job, decision.step)
+                else:
+                    self._queue(job, decision)
+        return plans
+
+    def _plan(self, job, step):
+        if step.what == "close":
+            return self._close(job) if job.opened else _nothing(None)
+        return steps.perform(job, step, new_token)
+
+    def _close(self, job):
+        yield from steps.perform(job, decide.Step("close", ""), new_token)
+        return None
+
+    def _queue(self, job, decision):
+        for start in decision.starts:
+            bounded = start.rule == "submit" and not job.record.contacted
+            self._lane(start.rule, start.host).offer(job.id, job.user, job.record.size, bounded)
+        for wait in decision.waits:
+            if wait.until:
+                self._wake(job.id, wait.until)
+        self.tell.waiting(job, decision.reason)
+
+    def _world(self, tree):
+        return decide.World(self.trees[tree], self.rules, self.clock(), self.down, self.blocked.get(tree, ""), self.polls)
+
+    def _lane(self, rule, host):
+        if (rule, host) not in self.lanes:
+            its = self.rules[rule]
+            self.lanes[rule, host] = Lane(rule, host, its.batch, its.parallel, its.alone_above)
+        return self.lanes[rule, host]
+
+    # ---- starting ----
+
+    async def _fill_lanes(self):
+        """Begin a run in each free slot for which something waits: first what the record must hold, then the hook."""
+        if self.starting:
+            return
+        batches, plans, promised = [], {}, Counter()
+        for lane in list(self.lanes.values()):
+            while found := lane.next_batch(self._room(lane, promised)):
+                slot, job_ids = found
+                run_id = self.dirs.new_id(lane.rule)
+                begun = {i: start for i in job_ids if (start := self._still_due(i, lane))}
+                if not begun:
+                    continue
+                lane.busy.add(slot)
+                promised[lane.host] += sum(s.rule == "submit" and not self.jobs.get(i).record.contacted for i, s in begun.items())
+                for job_id, start in begun.items():
+                    job = self.jobs.get(job_id)
+                    job.busy |= dict.fromkeys(decide.touches(self.rules[lane.rule]), run_id)
+                    new = self._begin(job.record, start, run_id)
+                    if new != job.record:
+                        plans[job_id] = steps.create(job, new) if start.rule == "pull" else steps.save(job, new)
+                batches.append((lane, slot, run_id, begun, set(plans)))
+        good = await self._carry_out(plans)
+        for lane, slot, run_id, begun, planned in batches:
+            self._start(lane, slot, run_id, {i: s for i, s in begun.items() if i not in planned or i in good}, begun)
+
+    def _room(self, lane, promised):
+        """Return how many more jobs a compute host may hold, or None."""
+        host = self.config.host.get(lane.host)
+        if lane.rule != "submit" or not host or host.max_running is None:
+            return None
+        return host.max_running - self.jobs.attempts[lane.host] - promised[lane.host]
+
+    def _still_due(self, job_id, lane):
+        """Return the Start that a queued job is waiting for, if it is still to begin; else have it looked at."""
+        job = self.jobs.get(job_id)
+        if job:
+            decision = decide.decide(job.seen(), self._world(job_id.tree))
+            for start in decision.starts:
+                if (start.rule, start.host) == (lane.rule, lane.host):
+                    return start
+            self.touch(job_id)
+        return None
+
+    @staticmethod
+    def _begin(rec, start, run_id):
+        """Return the record as it must be before a run begins."""
+        if start.rule == "pull":
+            return replace(rec, pulling=run_id)
+        return record.contact(rec, start.host) if start.rule == "submit" else rec
+
+    def _start(self, lane, slot, run_id, begun, all_of_it):
+        for job_id in all_of_it.keys() - begun.keys():  # its plan failed: the disk
+            job = self.jobs.get(job_id)
+            job.busy = {place: by for place, by in job.busy.items() if by != run_id}
+        if not begun:
+            lane.busy.discard(slot)
+            return
+        rule = self.rules[lane.rule]
+        lines = [self._line(self.jobs.get(i), start, run_id) for i, start in begun.items()]
+        run = self.dirs.prepare(run_id, rule.name, lane.host, slot, lines, rule.timeout, self.hooks[rule.name])
+        self._spawn(self._carry(run))
+
+    def _line(self, job, start, run_id):
+        """Return what the hook is told of a job."""
+        rec, request = job.record, start.request
+        old = rec.old if rec.old and start.attempt == rec.old.token else None
+        place = next(iter(on.split(":")[0] for on in self.rules[start.rule].on), "mirror")
+        fields = {**steps.marker_fields(rec), **rec.fields, **rec.tries.get(start.rule, {}).get("fields", {})}
+        if start.rule == "pull" and rec.phase in FINAL and rec.ended_as("push") in ("", record.GAVE_UP):
+            fields["spare"] = os.path.join(record.directory(job.dir), f"made.{rec.attempt}")
+        return {
+            "tree": job.id.tree,
+            "job": job.id.job,
+            "dir": job.dir,
+            "place": request.place if request else place,
+            "marker": request.marker if request else start.marker or rec.phase,
+            "attempt": old.attempt if old else rec.attempt,
+            "token": old.token if old else rec.token,
+            "host": old.host if old else start.host if start.rule == "submit" else rec.host,
+            "identity": request.ns if request else "",
+            "accepted": rec.accepted_at(WEB),
+            "fields": {} if old else fields,
+            "ended": {k.split("@")[0]: how for k, how in rec.ended.items() if k.endswith(f"@{rec.phase}")},
+            "run": run_id,
+            "request": str(request) if request else "",
+        }
+
+    def _spawn(self, coroutine):
+        task = asyncio.ensure_future(coroutine)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _carry(self, run):
+        """Carry one run to its end, and to the end of whatever it has left running."""
+        while not self.dirs.is_free(run.lock):
+            await asyncio.sleep(ORPHAN_GLANCE)
+        self.tell.run_begins(run)
+        ended = await self.runner.run(run, lambda: self.tell.run_goes_on(run))
+        while not self.dirs.is_free(run.lock):
+            await asyncio.sleep(ORPHAN_GLANCE)
+        self.ended.append(ended)
+        self.kick.set()
+
+    # ---- after a crash ----
+
+    async def recover(self):
+        """Take in what runs of an earlier daemon have left; those still at work keep their jobs busy until they end."""
+        for run in self.dirs.left_over():
+            if run.rule not in self.rules:
+                self.dirs.forget(run)
+            elif self.dirs.is_free(run.lock):
+                self.ended.append(self.dirs.collect(run, None))
+            else:
+                self._adopt(run)
+        while self.ended:
+            await self.one_pass()
+        self.starting = False
+        self.kick.set()
+
+    def _adopt(self, run):
+        self._lane(run.rule, run.host).busy.add(run.slot)
+        for job_id in run.ids():
+            job = self._take(job_id)
+            if job:
+                job.busy |= dict.fromkeys(decide.touches(self.rules[run.rule]), run.id)
+        self._spawn(self._await_orphan(run))
+
+    async def _await_orphan(self, run):
+        while not self.dirs.is_free(run.lock):
+            await asyncio.sleep(ORPHAN_GLANCE)
+        self.ended.append(self.dirs.collect(run, None))
+        self.kick.set()
+
+
+def _nothing(value):
+    """Plan: nothing is to be written."""
+    return value
+    yield

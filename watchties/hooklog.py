@@ -1,0 +1,117 @@
+"""The hooks' logs: one file a hook, made to be followed with `tail -F` and read by run.
+
+Knows: the form of a line (`TIME RUN text`), how a run's output gets there while it runs, rotation.
+Must not know: what a run is for.
+
+A hook writes to files of its own, so that it can outlive its daemon; their lines are copied here, each with the
+run's name in front, so that two runs at once stay readable.
+"""
+
+import os
+import re
+import time
+
+from watchties.model import printable
+
+ROTATE_AT = 16 << 20  # bytes
+NAMED = 10  # jobs named in a start line
+MAX_LINE = 4000  # characters
+
+
+class HookLog:
+    """Writes LOG_DIR/NAME.log; keep: seconds after which a rotated file goes."""
+
+    def __init__(self, folder, keep, clock=time.time):
+        self.folder, self.keep, self.clock = folder, keep, clock
+        self._copied = {}  # run id -> {"out": offset, "err": offset}
+        os.makedirs(folder, mode=0o755, exist_ok=True)
+
+    def begin(self, run):
+        """Write a run's start line."""
+        names = [f"{j['tree']}:{j['job']}" for j in run.jobs]
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        self.write(run.rule, run.id, [f"start host={run.host or '-'} jobs={len(names)}: {', '.join(names[:NAMED])}{more}"])
+
+    def feed(self, run, whole=False):
+        """Copy what the hook has printed since; an unfinished line only if `whole`."""
+        offsets = self._copied.setdefault(run.id, {"out": 0, "err": 0})
+        lines = []
+        for name in offsets:
+            data = read_from(run.path(name), offsets[name])
+            data = data if whole else data[: data.rfind(b"\n") + 1]
+            offsets[name] += len(data)
+            lines += data.decode("utf-8", "replace").splitlines()
+        if lines:
+            self.write(run.rule, run.id, lines)
+
+    def end(self, ended):
+        """Write what is left of a run's output, a line for each job, and the end line."""
+        run = ended.run
+        self.feed(run, whole=True)
+        self._copied.pop(run.id, None)
+        count, lines = {"done": 0, "retry": 0, "failed": 0, "interrupted": 0}, []
+        for job in run.ids():
+            told = ended.outcome(job)
+            outcome, reason = (told.outcome, told.reason) if told else ("interrupted", "")
+            count[outcome] += 1
+            lines.append(f"job {job} {outcome}" + (f": {reason}" if reason else ""))
+        counts = " ".join(f"{k}={n}" for k, n in count.items() if n)
+        code = "unknown" if ended.code is None else ended.code
+        self.write(run.rule, run.id, [*lines, f"end host={run.host or '-'} {counts} exit={code} seconds={ended.seconds:.2f}"])
+
+    def write(self, name, label, lines):
+        """Append lines to a log, each with the time and a label in front."""
+        now = self.clock()
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)) + f".{int(now % 1 * 1000):03d}"
+        text = "".join(f"{stamp} {label} {printable(line, MAX_LINE)}\n" for line in lines)
+        path = self.path(name)
+        try:
+            with open(path, "ab") as file:
+                file.write(text.encode("utf-8", "replace"))
+                size = file.tell()
+            if size > ROTATE_AT:
+                self._rotate(path)
+        except OSError:
+            pass  # a full disk must not stop a job for the sake of its log
+
+    def path(self, name):
+        return os.path.join(self.folder, f"{name}.log")
+
+    def _rotate(self, path):
+        os.rename(path, path + time.strftime(".%Y%m%dT%H%M%S", time.localtime(self.clock())))
+
+    def prune(self):
+        """Remove rotated files that are older than `keep`."""
+        for entry in os.scandir(self.folder):
+            if re.search(r"\.log\.\d{8}T\d{6}$", entry.name) and entry.stat().st_mtime < self.clock() - self.keep:
+                os.unlink(entry.path)
+
+
+def read_from(path, offset):
+    """Return the bytes of a file from an offset on, b"" if it is not there."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(offset)
+            return file.read()
+    except FileNotFoundError:
+        return b""
+
+
+def lines_of(path, wanted):
+    """Yield the lines of a log that belong to runs which `wanted(first_lines)` picks; see lines_of_job."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for line in file:
+            words = line.rstrip("\n").split(" ", 3)
+            if len(words) == 4 and wanted(words[2], words[3]):
+                yield line.rstrip("\n")
+
+
+def runs_of(path, job):
+    """Return the names of the runs in a log that carried a job (`TREE:USER/EXP`)."""
+    begun = re.compile(r"start host=\S+ jobs=\d+: .*")
+    runs = set()
+    for line in lines_of(path, lambda run, text: text.startswith((f"job {job} ", "start "))):
+        _, _, run, text = line.split(" ", 3)
+        if text.startswith("job ") or begun.fullmatch(text) and job in text.split(": ", 1)[1].split(", "):
+            runs.add(run)
+    return runs

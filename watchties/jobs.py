@@ -1,0 +1,104 @@
+"""The jobs in hand: those that something is left to do for, as the daemon holds them in memory.
+
+Knows: a job's cached record, what was last heard of it, which places runs have locked; how many attempts each host has.
+Must not know: what is to be done. Everything here can be dropped at any moment and read again from the disk.
+"""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from watchties import markers, record
+from watchties.decide import Seen, WebHint
+from watchties.errors import Unsafe
+from watchties.model import PENDING, SUBMITTED, JobId, user_of
+
+
+@dataclass
+class Job:
+    """One job in hand. busy: place -> run; polled: when its scheduler was last asked; opened: its flag is known to stand."""
+
+    id: JobId
+    dir: str
+    record: record.Record
+    web: WebHint = WebHint()
+    compute: str = ""
+    busy: dict = field(default_factory=dict)
+    polled: float = 0.0
+    reason: str = ""
+    opened: bool = False
+
+    @property
+    def user(self):
+        return user_of(self.id.job)
+
+    def hear(self, **what):
+        """Take note of what stands on the web host."""
+        self.web = replace(self.web, **what)
+
+    def seen(self):
+        """Return the job as it stands now, for decide()."""
+        standing = markers.look(self.dir)
+        self.opened = standing.open
+        return Seen(self.id, self.record, standing, self.web, self.compute, frozenset(self.busy), self.polled)
+
+
+class Jobs:
+    """The jobs in hand by JobId. roots: tree -> the mirror's root."""
+
+    def __init__(self, roots):
+        self.roots, self._jobs = roots, {}
+        self.attempts = Counter()  # host -> attempts that it may hold
+
+    def __len__(self):
+        return len(self._jobs)
+
+    def __iter__(self):
+        return iter(self._jobs.values())
+
+    def get(self, job_id):
+        """Return a job in hand, or None."""
+        return self._jobs.get(job_id)
+
+    def take(self, job_id):
+        """Return a job, read from the disk if it is not in hand. Raises Unsafe for a damaged record or a link."""
+        job = self._jobs.get(job_id)
+        if job is None:
+            where = self.directory(job_id)
+            refuse_links(self.roots[job_id.tree], job_id.job)
+            job = self._jobs[job_id] = Job(job_id, where, record.load(where))
+            self._count(job.record, 1)
+        return job
+
+    def directory(self, job_id):
+        """Return where a job lies in the mirror."""
+        return os.path.join(self.roots[job_id.tree], job_id.job)
+
+    def update(self, job, new):
+        """Give a job its new record, which is on disk."""
+        self._count(job.record, -1)
+        if new.token != job.record.token:
+            job.compute, job.polled = "", 0.0  # DONE of a short job is heard before its submit has ended: kept
+        job.record = new
+        self._count(new, 1)
+
+    def drop(self, job_id):
+        """Forget a job that is at rest."""
+        job = self._jobs.pop(job_id, None)
+        if job:
+            self._count(job.record, -1)
+
+    def _count(self, rec, step):
+        if rec.contacted and rec.phase in (PENDING, SUBMITTED):
+            self.attempts[rec.host] += step
+        if rec.old:
+            self.attempts[rec.old.host] += step
+
+
+def refuse_links(root, job):
+    """Raise Unsafe if a job's directory, or one above it in the tree, is a symbolic link: it would leave the tree."""
+    path = root
+    for part in job.split("/"):
+        path = os.path.join(path, part)
+        if os.path.islink(path):
+            raise Unsafe(f"{path} is a symbolic link; a job must be a real directory")

@@ -1,0 +1,127 @@
+"""Queues: which jobs go into the next run of a rule on a host, and whether the host is to be bothered now.
+
+Knows: lanes with slots, batches, fairness over users, jobs that travel alone, and the breaker of a host.
+Must not know: what a run does, records, disks. Time is passed in.
+"""
+
+import random
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+ALONE = "alone"  # the extra slot of jobs above the lane's size threshold, so that they hold up nobody
+PROBE_FIRST, PROBE_MAXIMUM = 5.0, 300.0  # seconds between two probes of a host that is down
+
+
+def backoff(count, first, maximum, draw=random.random):
+    """Return the seconds before the next try after `count` failures: doubled each time, with up to a quarter of jitter."""
+    return min(maximum, first * 2 ** min(count, 40)) * (1 - 0.25 * draw())
+
+
+class FairQueue:
+    """Items in the order they came, taken round robin over their users."""
+
+    def __init__(self):
+        self._users = OrderedDict()
+        self._user_of = {}
+
+    def __len__(self):
+        return len(self._user_of)
+
+    def __contains__(self, item):
+        return item in self._user_of
+
+    def add(self, user, item):
+        """Append an item; one that is in already keeps its place."""
+        if item not in self._user_of:
+            self._user_of[item] = user
+            self._users.setdefault(user, deque()).append(item)
+
+    def take(self, count):
+        """Return up to `count` items, one of each user in turn."""
+        taken = []
+        while self._users and len(taken) < count:
+            user, items = self._users.popitem(last=False)
+            item = items.popleft()
+            del self._user_of[item]
+            taken.append(item)
+            if items:
+                self._users[user] = items
+        return taken
+
+
+@dataclass
+class Lane:
+    """The queue of one rule for one host. `busy` holds the slots at work.
+
+    Jobs in `bounded` need room on the host (max_running) as well; jobs in `large` travel alone.
+    """
+
+    rule: str
+    host: str
+    batch: int = 1
+    parallel: int = 1
+    alone_above: int | None = None
+    queue: FairQueue = field(default_factory=FairQueue)
+    large: FairQueue = field(default_factory=FairQueue)
+    bounded: FairQueue = field(default_factory=FairQueue)
+    busy: set = field(default_factory=set)
+
+    def __contains__(self, item):
+        return item in self.queue or item in self.large or item in self.bounded
+
+    def offer(self, item, user, size=0, bounded=False):
+        """Queue a job, unless it is queued already."""
+        if item not in self:
+            alone = self.alone_above is not None and size > self.alone_above and not bounded
+            (self.bounded if bounded else self.large if alone else self.queue).add(user, item)
+
+    def waiting(self):
+        """Return how many jobs are queued."""
+        return len(self.queue) + len(self.large) + len(self.bounded)
+
+    def next_batch(self, room=None):
+        """Return (slot, jobs) for the next run, or None while every slot is busy or nothing may go.
+
+        room: how many more jobs the host may hold, None for any number.
+        """
+        if self.large and ALONE not in self.busy:
+            return ALONE, self.large.take(1)
+        slot = next((str(n) for n in range(self.parallel) if str(n) not in self.busy), None)
+        if slot is None:
+            return None
+        jobs = self.queue.take(self.batch)
+        left = self.batch - len(jobs)
+        jobs += self.bounded.take(left if room is None else max(0, min(left, room)))
+        return (slot, jobs) if jobs else None
+
+
+@dataclass
+class Breaker:
+    """Whether a host is up. Once it is down, one probe at a time is let through, seldomer and seldomer."""
+
+    reason: str = ""
+    since: float = 0.0
+    probes: int = 0
+    next_probe: float = 0.0
+
+    @property
+    def down(self):
+        return bool(self.reason)
+
+    def failed(self, reason, now):
+        """Take note that the host did not answer; return whether that is news."""
+        news = not self.reason
+        if news:
+            self.since, self.probes = now, 0
+        elif now < self.next_probe:
+            return False  # one more run that had begun before
+        self.reason = reason
+        self.next_probe = now + backoff(self.probes, PROBE_FIRST, PROBE_MAXIMUM)
+        self.probes += 1
+        return news
+
+    def answered(self):
+        """Take note that the host answered; return whether that is news."""
+        news = bool(self.reason)
+        self.reason, self.probes = "", 0
+        return news

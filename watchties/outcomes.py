@@ -1,0 +1,104 @@
+"""From what a run says to what the record holds.
+
+Knows: what each rule's outcome means for a job, when a rule gives up, what the administrator is told then.
+Must not know: disks, processes. Record in, record out; `now` and tokens are passed in.
+"""
+
+from dataclasses import dataclass, replace
+
+from watchties import record
+from watchties.lanes import backoff
+from watchties.model import FAILED, PENDING, SUBMITTED, WEB, Request
+from watchties.record import GAVE_UP
+
+DAY = 86400.0
+BEFORE_DONE = ("pull", "submit", "fetch")  # giving up in one of these makes the job FAILED
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What follows from an outcome: the record, and what is to be told to the administrator, if anything."""
+
+    record: record.Record
+    notice: str = ""
+
+
+def take_in(rec, rule, told, outcome, now, new_token, reconcile):
+    """Return Taken for one job of a run that ended.
+
+    rule: the Rule; told: the line the hook was given for this job; outcome: an Outcome, or None if the run was
+    interrupted before it settled the job (then nothing changes: what is undone will be started again).
+    """
+    if outcome is None:
+        return Taken(rec)
+    if rule.name != "pull" and told["token"] not in (rec.token, rec.old.token if rec.old else None):
+        return Taken(rec)  # overtaken by a newer attempt
+    if outcome.outcome == "done":
+        return Taken(done(rec, rule, told, outcome.fields, now, new_token))
+    if outcome.fields.get("host_down"):
+        return Taken(rec)  # the breaker's business: it costs the job nothing
+    return failed(rec, rule, told, outcome, now, new_token, reconcile)
+
+
+def done(rec, rule, told, fields, now, new_token):
+    """Return the record after a rule has done its work."""
+    if rule.name == "pull":
+        ns = fields.get("identity")
+        request = Request(WEB, PENDING, int(ns)) if ns else None
+        return record.outcome_of_pull(rec, told["run"], request, fields, new_token)
+    if rule.name == "submit":
+        return record.outcome_of_submit(rec, {**fields, "since": now})
+    if rule.name == "fetch":
+        return record.outcome_of_fetch(rec, fields)
+    if rule.name == "cancel":
+        request = Request.parse(told["request"]) if told.get("request") else None
+        return record.outcome_of_cancel(rec, told["token"], request, fields.get("how", ""))
+    if rule.name == "poll" or told["marker"] != rec.phase:
+        return rec
+    return record.end_rule(rec, rule.name, "done", fields)
+
+
+def failed(rec, rule, told, outcome, now, new_token, reconcile):
+    """Return Taken after a failure: another try later, or the end of trying."""
+    before = rec.tries.get(rule.name, {})
+    final = outcome.outcome == "failed" or now - before.get("first", now) > rule.retry.give_up_after
+    if not final or rule.name in ("poll", "cancel"):
+        delay = backoff(before.get("count", 0), rule.retry.first, rule.retry.maximum)
+        return Taken(record.put_off(rec, rule.name, now, delay, outcome.reason, outcome.fields))
+    if rule.name in BEFORE_DONE:
+        return give_up_before_done(rec, rule, told, outcome, new_token)
+    if told["marker"] != rec.phase:
+        return Taken(rec)
+    delay = min(DAY, max(reconcile, reconcile * 2 ** min(20, before.get("count", 0))))
+    rec_later = record.put_off(rec, rule.name, now, delay, f"{GAVE_UP}: {outcome.reason}", outcome.fields)
+    ended = {**rec.ended, f"{rule.name}@{rec.phase}": GAVE_UP}
+    news = rec.ended_as(rule.name) != GAVE_UP
+    return Taken(replace(rec_later, ended=ended), f"{rule.name} gave up: {outcome.reason}" if news else "")
+
+
+def give_up_before_done(rec, rule, told, outcome, new_token):
+    """Return Taken with the job FAILED; what it had is kept."""
+    cause = outcome.fields.get("cause") or "infrastructure"
+    if rule.name == "pull":
+        if rec.pulling != told["run"]:
+            return Taken(rec)
+        request = Request(WEB, PENDING, int(told["identity"])) if told.get("identity") else None
+        if request and not rec.has_accepted(request):
+            rec = record.accept(rec, request, new_token)
+        elif rec.phase != PENDING:
+            return Taken(rec, f"an interrupted pull cannot be repeated: {outcome.reason}")
+    elif rule.name == "submit" and rec.phase != PENDING or rule.name == "fetch" and rec.phase != SUBMITTED:
+        return Taken(rec)
+    notice = f"{rule.name} gave up, {FAILED}: {outcome.reason}" if cause == "infrastructure" else ""
+    return Taken(record.fail(rec, cause, outcome.reason), notice)
+
+
+def web_hints(rule, fields):
+    """Return what a run has seen on the web host: {"pending": ns, "cancel": ns, "taken": bool}, as far as it says."""
+    if rule == "pull":
+        return {"pending": int(fields.get("identity") or 0)} if "identity" in fields else {}
+    if rule in ("report", "push"):
+        return {"pending": int(fields.get("pending") or 0), "cancel": int(fields.get("cancel") or 0), "taken": False}
+    return {}
+
+

@@ -1,0 +1,245 @@
+"""The record of a job: what watchties knows of it, on disk, and how it changes.
+
+Knows: JOB/.watchties/record.json in the mirror, and the transitions of the protocol (accept a request, take in
+what a run has said). Its only writer is the daemon.
+Must not know: when something is to be done (decide.py), markers, hooks, hosts.
+
+Transitions are pure: record in, record out. Rules of the protocol are functions with the rule's name.
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields, replace
+
+from watchties import durable
+from watchties.errors import Unsafe
+from watchties.model import CANCEL, DONE, FAILED, FINAL, MIRROR, PENDING, RECORD_DIR, SUBMITTED, Request
+
+FILE = "record.json"
+VERSION = 1
+GAVE_UP = "gave up"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One execution of a job that may still have to be proven ended: where, and by which token."""
+
+    attempt: int
+    token: str
+    host: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of one job.
+
+    accepted: every request ever accepted, in order, as text. own: mtime in ns of the PENDING that the daemon
+    itself published in the mirror. phase: PENDING, SUBMITTED, DONE, FAILED, or "" before the first attempt.
+    contacted: the attempt's host may hold a claim. served: the requests the attempt answers. pulling: the run of
+    a pull that has begun and not ended. old: the overtaken attempt that must first be proven ended.
+    ended: "RULE@PHASE" -> how it ended. tries: rule -> {"count", "first", "next", "reason", "fields"}, times in
+    seconds since 1970. fields: what the markers say.
+    """
+
+    accepted: tuple = ()
+    own: int = 0
+    attempt: int = 0
+    token: str = ""
+    host: str = ""
+    contacted: bool = False
+    phase: str = ""
+    served: tuple = ()
+    pulling: str = ""
+    old: Attempt | None = None
+    ended: dict = field(default_factory=dict)
+    tries: dict = field(default_factory=dict)
+    fields: dict = field(default_factory=dict)
+    size: int = 0
+    extra: dict = field(default_factory=dict)  # keys of a newer watchties, kept as they are
+
+    def has_accepted(self, request):
+        """Return whether this very request is in the record, or is the daemon's own PENDING."""
+        return str(request) in self.accepted or (
+            request.place == MIRROR and request.marker == PENDING and request.ns == self.own
+        )
+
+    def accepted_at(self, place):
+        """Return the identities in ns, of PENDING and CANCEL alike, that were accepted at a place."""
+        return [r.ns for r in map(Request.parse, self.accepted) if r.place == place]
+
+    def ended_as(self, rule):
+        """Return how a rule ended for this attempt in its present phase, or "" if it has not."""
+        return self.ended.get(f"{rule}@{self.phase}", "")
+
+
+# ---- transitions ----
+
+
+def merge_uncontacted(record):
+    """Return whether a request may merge into the attempt: only until its first contact with a host."""
+    return record.attempt > 0 and record.phase == PENDING and not record.contacted
+
+
+def accept(record, request, token):
+    """Return the record with a PENDING accepted: merged into the attempt, or beginning the next, called `token`."""
+    text = str(request)
+    record = replace(record, accepted=(*record.accepted, text))
+    if not merge_uncontacted(record):
+        overtaken = record.phase in (PENDING, SUBMITTED) and record.contacted
+        record = replace(
+            record,
+            old=Attempt(record.attempt, record.token, record.host) if overtaken else record.old,
+            served=() if record.phase in FINAL else record.served,  # one that is overtaken hands on what it promised
+            attempt=record.attempt + 1,
+            token=token,
+            phase=PENDING,
+            host="",
+            contacted=False,
+            ended={},
+            tries={},
+            fields={},
+        )
+    return replace(record, served=(*record.served, text))
+
+
+def accept_cancel(record, request, stop):
+    """Return the record with a CANCEL accepted; `stop`: the attempt ends here, nothing of it has been submitted."""
+    record = replace(record, accepted=(*record.accepted, str(request)))
+    return fail(record, "cancelled", f"cancelled by {CANCEL} at the {request.place}") if stop else record
+
+
+def fail(record, cause, reason, **more):
+    """Return the record with its attempt FAILED, and why."""
+    told = {**record.fields, **more, "cause": cause, "reason": reason}
+    return replace(record, phase=FAILED, tries={}, fields=told)
+
+
+def contact(record, host):
+    """Return the record as it must be on disk before the first contact of the attempt with a host."""
+    return replace(record, host=host, contacted=True)
+
+
+def outcome_of_pull(record, run, request, told, token):
+    """Return the record after a pull: `request` is what stood on the web host at its last look, or None."""
+    if record.pulling != run:
+        return record
+    record = replace(record, pulling="", size=int(told.get("bytes") or record.size), tries=_without(record.tries, "pull"))
+    if request and not record.has_accepted(request):
+        record = accept(record, request, token)
+        if told.get("cause"):
+            record = fail(record, told["cause"], told.get("reason", ""))
+        elif told.get("cpu_server"):
+            record = replace(record, fields={**record.fields, "cpu_server": told["cpu_server"]})
+    return record
+
+
+def outcome_of_submit(record, told):
+    """Return the record after a submit that ended, for the current attempt."""
+    if record.phase != PENDING:
+        return record
+    if told.get("state") == FAILED:
+        return fail(record, told.get("cause") or "rejected", told.get("reason", ""))
+    keep = {k: v for k, v in told.items() if k in ("id", "submitted")}
+    return replace(record, phase=SUBMITTED, tries={}, fields={**record.fields, **keep})
+
+
+def outcome_of_fetch(record, told):
+    """Return the record after a fetch that ended: DONE or FAILED, as the hook has judged."""
+    if record.phase != SUBMITTED:
+        return record
+    keep = {k: v for k, v in told.items() if k != "state"}
+    state = DONE if told.get("state") == DONE else FAILED
+    return replace(record, phase=state, tries={}, fields={**record.fields, **keep}, size=int(told.get("bytes") or record.size))
+
+
+def outcome_of_cancel(record, attempt, request, how):
+    """Return the record after `agent cancel` has ended for an attempt: the overtaken one, or the current."""
+    if record.old and attempt == record.old.token:
+        return replace(record, old=None, tries=_without(record.tries, "cancel"))
+    if attempt != record.token:
+        return record
+    record = replace(record, tries=_without(record.tries, "cancel"))
+    if request and not record.has_accepted(request):
+        record = replace(record, accepted=(*record.accepted, str(request)))
+    if how != "exited" and record.phase in (PENDING, SUBMITTED):
+        record = fail(record, "cancelled", f"cancelled by {CANCEL}" + (f" at the {request.place}" if request else ""))
+    return record
+
+
+def end_rule(record, rule, how, told=None):
+    """Return the record with a rule ended for this attempt and phase."""
+    more = {k: v for k, v in (told or {}).items() if k not in ("pending", "cancel")}
+    return replace(
+        record,
+        ended={**record.ended, f"{rule}@{record.phase}": how},
+        tries=_without(record.tries, rule),
+        fields={**record.fields, **more},
+    )
+
+
+def put_off(record, rule, now, delay, reason, told=None):
+    """Return the record with one more try of a rule counted; the next is `delay` seconds away."""
+    before = record.tries.get(rule, {})
+    entry = {
+        "count": before.get("count", 0) + 1,
+        "first": before.get("first", now),
+        "next": now + delay,
+        "reason": reason,
+        "fields": {**before.get("fields", {}), **(told or {})},
+    }
+    return replace(record, tries={**record.tries, rule: entry})
+
+
+def _without(tries, rule):
+    return {name: entry for name, entry in tries.items() if name != rule}
+
+
+# ---- on disk ----
+
+
+def directory(job_dir):
+    """Return the directory of a job's record."""
+    return os.path.join(job_dir, RECORD_DIR)
+
+
+def dumps(record):
+    """Return a record as the bytes of its file."""
+    plain = asdict(record)
+    return json.dumps({"version": VERSION, **plain.pop("extra"), **plain}, separators=(",", ":")).encode()
+
+
+def loads(data):
+    """Return the record in the bytes of a file; keys of a newer version are kept; raise ValueError on junk."""
+    plain = json.loads(data)
+    known = {f.name for f in fields(Record)} - {"extra"}
+    values = {k: v for k, v in plain.items() if k in known}
+    values |= {k: tuple(values[k]) for k in ("accepted", "served") if k in values}
+    if values.get("old"):
+        values["old"] = Attempt(**{k: values["old"][k] for k in ("attempt", "token", "host")})
+    extra = {k: v for k, v in plain.items() if k not in known and k != "version"}
+    return Record(**values, extra=extra)
+
+
+def load(job_dir):
+    """Return the record of a job, an empty one if it has none.
+
+    Raises Unsafe if it cannot be read: a record is never taken for absent because it is damaged, as the job
+    would run again.
+    """
+    path = os.path.join(directory(job_dir), FILE)
+    try:
+        with open(path, "rb") as file:
+            return loads(file.read())
+    except (FileNotFoundError, NotADirectoryError):
+        return Record()
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Unsafe(f"{path} is damaged ({error}); look at it, and move it away to begin this job anew") from None
+
+
+def save(job_dir, record):
+    """Plan: make the record durable; the directory for it is made where it is missing."""
+    where = directory(job_dir)
+    if not os.path.isdir(where):
+        os.mkdir(where)
+        yield [job_dir]
+    yield from durable.replace(os.path.join(where, FILE), dumps(record))

@@ -1,0 +1,239 @@
+"""Far hosts' announcements: a relay kept alive on each host, or its markers listed now and then; and whether it answers.
+
+Knows: the relay's lines, the agent's `list` and `version`, probes with backoff.
+Must not know: what an announcement leads to; it only tells (see Listener). What a relay says is a stranger's input.
+"""
+
+import asyncio
+import shlex
+import time
+from dataclasses import dataclass, field
+
+from watchties import ssh
+from watchties.errors import BadJobName, Unreachable, WatchtiesError
+from watchties.lanes import Breaker
+from watchties.model import CANCEL, COMPUTE, DONE, FAILED, MARKERS, PENDING, REQUESTS, TAKEN, WEB, check_job_name, depth, printable
+
+CALL_TIMEOUT = 60.0  # seconds for one short far command
+MISSED_BEATS = 4  # heartbeats without a line before a relay counts as dead
+RELAY_FAILURES = 3  # so many quick deaths, and the host's markers are listed instead
+MARKERS_OF = {WEB: (PENDING, CANCEL), COMPUTE: (DONE, FAILED)}
+HIDDEN = tuple(TAKEN + name for name in REQUESTS)
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """One marker that a host has announced; ns is its identity, token that of a state marker or ""."""
+
+    host: str
+    tree: str
+    marker: str
+    job: str
+    ns: int
+    token: str = ""
+
+
+@dataclass
+class Listener:
+    """What a Link calls. announce(Announcement); listed(host); up(host, news); down(host, reason); bad(tree, name,
+    reason); problem(host, text)."""
+
+    announce: object
+    listed: object
+    up: object
+    down: object
+    bad: object
+    problem: object
+
+
+@dataclass
+class Link:
+    """What watchties holds with one host. trees: tree -> (directory under the host's root, job pattern)."""
+
+    far: ssh.Far
+    role: str
+    trees: dict
+    trigger: str
+    poll: float
+    heartbeat: float
+    listener: Listener
+    breaker: Breaker = field(default_factory=Breaker)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event)
+    _process: object = None
+    _failures: int = 0
+
+    async def run(self):
+        """Keep the link until cancelled."""
+        try:
+            while True:
+                if await self._answers():
+                    await (self._relay_once() if self._uses_relay() else self._list_once())
+        finally:
+            await self._end_relay()
+
+    def failed(self, reason):
+        """Take note that a hook could not reach the host: probe now and with backoff, until it answers."""
+        if self.breaker.failed(reason, time.time()):
+            self.listener.down(self.far.name, reason)
+        self._wake.set()
+        if self._process and self._process.returncode is None:
+            self._process.stdin.close()  # a relay that is cut off must be started anew, and lists all that waits
+
+    def list_again(self):
+        """Ask for all that waits, now: the relay is asked, a poll is brought forward."""
+        if self._process and self._process.returncode is None and not self._process.stdin.is_closing():
+            self._process.stdin.write(b"list\n")
+        self._wake.set()
+
+    def _uses_relay(self):
+        return self.trigger == "relay" and self._failures < RELAY_FAILURES
+
+    async def _answers(self):
+        """Return whether the host answers now; wait for the next probe if it does not."""
+        if self.breaker.down:
+            await self._pause(max(0.0, self.breaker.next_probe - time.time()), wakes=False)
+        try:
+            _, code = await call(self.far, "sh scripts/agent.sh version")
+            if code:
+                raise Unreachable(f"host {self.far.name}: {self.far.root}/scripts/agent.sh does not run; try: watchties deploy {self.far.name}")
+        except WatchtiesError as error:
+            self.breaker.next_probe = 0
+            if self.breaker.failed(str(error), time.time()):
+                self.listener.down(self.far.name, str(error))
+            return False
+        self.listener.up(self.far.name, self.breaker.answered())
+        return True
+
+    async def _pause(self, seconds, wakes=True):
+        if wakes:
+            try:
+                await asyncio.wait_for(self._wake.wait(), seconds)
+            except asyncio.TimeoutError:
+                pass
+            self._wake.clear()
+        else:
+            await asyncio.sleep(seconds)
+
+    # ---- listing ----
+
+    async def _list_once(self):
+        """List the host's markers once (a web host's: on a compute host the `poll` rule asks), then pause."""
+        if self.role == WEB:
+            for tree, (directory, pattern) in self.trees.items():
+                words = [directory, depth(pattern), *MARKERS_OF[WEB]]
+                try:
+                    payload, code = await call(self.far, f"sh scripts/agent.sh list {shlex.join(map(str, words))}")
+                except Unreachable as error:
+                    self.failed(str(error))
+                    return
+                if code:
+                    self.listener.problem(self.far.name, f"listing {directory} ended with {code}")
+                for line in payload.splitlines():
+                    self._announce([tree, *line.split("\t")])
+        self.listener.listed(self.far.name)
+        await self._pause(self.poll)
+
+    # ---- the relay ----
+
+    def relay_command(self, nonce):
+        """Return the shell text that runs the relay in the host's root."""
+        words = ["python3", "scripts/relay.py", "--nonce", nonce, "--markers", ",".join(MARKERS_OF[self.role])]
+        words += ["--heartbeat", f"{self.heartbeat:g}"] + ([] if self.role == WEB else ["--no-list"])
+        for tree, (directory, pattern) in self.trees.items():
+            words += ["--tree", f"{tree}={directory}={pattern}"]
+        return f"cd -- {shlex.quote(self.far.root)} && exec {shlex.join(words)}"
+
+    async def _relay_once(self):
+        """Run the relay until it ends; tell what it says."""
+        nonce, began = ssh.new_nonce(), time.monotonic()
+        argv = ssh.argv(self.far, self.relay_command(nonce))
+        pipe = asyncio.subprocess.PIPE
+        self._process = await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe, stderr=pipe, limit=1 << 20)
+        beats = asyncio.create_task(self._send_beats())
+        errors = asyncio.create_task(self._process.stderr.read(4096))
+        try:
+            await self._read(nonce)
+        except (asyncio.TimeoutError, ValueError) as error:
+            self.listener.problem(self.far.name, f"the relay fell silent or spoke nonsense ({error})")
+        finally:
+            beats.cancel()
+            await self._end_relay()
+            said = (await errors).decode("utf-8", "replace").strip().splitlines()
+        lived = time.monotonic() - began
+        self._failures = self._failures + 1 if lived < self.heartbeat else 0
+        if said:
+            self.listener.problem(self.far.name, f"the relay ended: {said[-1]}")
+        if self._failures == RELAY_FAILURES:
+            self.listener.problem(self.far.name, f"its relay does not run; markers are listed every {self.poll:g} s instead")
+        await asyncio.sleep(min(1.0, 0.1 * 2**self._failures))
+
+    async def _send_beats(self):
+        while True:
+            await asyncio.sleep(self.heartbeat)
+            if not self._process.stdin.is_closing():
+                self._process.stdin.write(b"beat\n")
+
+    async def _read(self, nonce):
+        hello = f"#relay {nonce}".encode()
+        heard = False
+        while line := await asyncio.wait_for(self._process.stdout.readline(), self.heartbeat * MISSED_BEATS):
+            if not heard:
+                heard = line.startswith(hello)  # what comes before is a banner
+            else:
+                self._take(line)
+
+    def _take(self, line):
+        try:
+            text = line.decode("utf-8").rstrip("\n")
+        except UnicodeDecodeError:
+            self.listener.bad("", printable(line), "it is not valid UTF-8")
+            return
+        if not text.startswith("#"):
+            self._announce(text.split("\t"))
+        elif text.startswith("#listed"):
+            self.listener.listed(self.far.name)
+        elif text.startswith("#error"):
+            self.listener.problem(self.far.name, printable(text[7:], 500))
+        elif text.startswith("#bad"):
+            self.listener.bad("", printable(text[5:]), "refused by the relay")
+
+    def _announce(self, words):
+        """Check one announced marker and pass it on, or tell why it is refused."""
+        try:
+            tree, marker, job, ns, *rest = words
+            if tree not in self.trees or marker not in MARKERS + HIDDEN:
+                raise ValueError("unknown tree or marker")
+            check_job_name(job, self.trees[tree][1])
+            self.listener.announce(Announcement(self.far.name, tree, marker, job, int(ns), "".join(rest).strip("-")))
+        except BadJobName as error:
+            self.listener.bad(tree, job, str(error))
+        except ValueError as error:
+            self.listener.bad("", printable("\t".join(words)), f"not an announcement ({error})")
+
+    async def _end_relay(self):
+        process, self._process = self._process, None
+        if process and process.returncode is None:
+            process.stdin.close()
+            try:
+                await asyncio.wait_for(process.wait(), 3)
+            except asyncio.TimeoutError:
+                process.kill()
+                await process.wait()
+
+
+async def call(far, command, stdin=b"", timeout=CALL_TIMEOUT):
+    """Run a short command in a host's root; return (its output, its exit code). Raises Unreachable."""
+    nonce = ssh.new_nonce()
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *ssh.argv(far, ssh.frame(nonce, far.root, command)), stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    try:
+        out, err = await asyncio.wait_for(process.communicate(stdin), timeout)
+    except asyncio.TimeoutError:
+        raise Unreachable(f"host {far.name} did not answer within {timeout:g} s") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return ssh.unframe(nonce, far.name, out.decode("utf-8", "surrogateescape"), err.decode("utf-8", "replace"))

@@ -1,0 +1,112 @@
+"""Starting outside commands, here and on far hosts. The only module that imports `sh`.
+
+Knows: how `sh` is told to give back bytes, exit codes and time limits, and what a child inherits.
+Must not know: what is run, or what its answer means.
+
+Three things `sh` would do differently (2.4, seen when run). Its `_timeout` looks every 100 ms and so makes every
+command last that long; a timer of ours kills the child instead. Its output threads read line by line; a file in
+memory is read once. And it closes inherited descriptors, while the lock of the hook's slot has to be handed on,
+so that an orphaned rsync keeps its jobs busy until it ends.
+"""
+
+import os
+import threading
+from typing import NamedTuple
+
+import sh
+
+from watchties import ssh
+from watchties.errors import CommandFailed, WatchtiesError
+
+PACKAGES = {"rsync": "rsync", "ssh": "openssh-client", "runuser": "util-linux", "sudo": "sudo", "sync": "coreutils"}
+
+
+class Result(NamedTuple):
+    """What a command left: exit code (128 + signal if it was killed), and both streams as text, odd bytes escaped."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run(argv, *, timeout, stdin=None, cwd=None, env=None):
+    """Run a command and return its Result, whatever the exit code.
+
+    `timeout` is in seconds; when it has passed the command is killed and a transient CommandFailed raised. `stdin` is
+    text or bytes, None for nothing. A command that is not there raises WatchtiesError, naming what to install.
+    """
+    with _memory(stdin) as given, _memory() as out, _memory() as err:
+        process = _start(argv, _in=given, _out=out, _err=err, **({"_cwd": cwd} if cwd else {}), **({"_env": env} if env else {}))
+        late = threading.Event()
+        timer = threading.Timer(timeout, lambda: (late.set(), _kill(process)))
+        timer.start()
+        try:
+            code = _wait(process)
+        except BaseException:  # SIGTERM among them: stop, with the child
+            _kill(process, process.terminate)
+            raise
+        finally:
+            timer.cancel()
+        result = Result(code, _text(out), _text(err))
+    if late.is_set():
+        raise CommandFailed(argv, result.code, result.out, result.err, f"not done after {timeout:g} s, stopped", transient=True)
+    return result
+
+
+def far(far, command, stdin=None, timeout=120):
+    """Run shell text in a host's root; return its Result, `out` being only what stood between the sentinels.
+
+    Raises Unreachable if the answer is not whole: ssh's own 255 is never taken for the command's.
+    """
+    nonce = ssh.new_nonce()
+    argv = ssh.argv(far, ssh.frame(nonce, far.root, command))
+    result = run(argv, stdin=stdin, timeout=timeout, env=outside_environment())
+    payload, code = ssh.unframe(nonce, far.name, result.out, result.err)
+    return Result(code, payload, result.err)
+
+
+def outside_environment(**more):
+    """Return our environment without the hook's own variables: a job that runs on this machine inherits it."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("WATCHTIES_")} | more
+
+
+def _start(argv, **how):
+    lock = os.environ.get("WATCHTIES_LOCK_FD", "")
+    try:
+        return sh.Command(argv[0])(
+            *argv[1:], **how, _bg=True, _bg_exc=False, _return_cmd=True, _tty_out=False, _truncate_exc=False,
+            _ok_code=range(256), _pass_fds={int(lock)} if lock.isdigit() else set(),
+        )  # fmt: skip
+    except sh.CommandNotFound:
+        package = PACKAGES.get(argv[0], argv[0])
+        raise WatchtiesError(f"{argv[0]} is not on this machine: install the package {package} (apt-get install {package})") from None
+
+
+def _wait(process):
+    try:
+        process.wait()
+    except sh.ErrorReturnCode:  # killed by a signal; any exit code is fine here
+        pass
+    code = process.process.exit_code
+    return code if code >= 0 else 128 - code
+
+
+def _kill(process, how=None):
+    try:
+        (how or process.kill)()
+    except OSError:
+        pass  # it has ended meanwhile
+
+
+def _memory(content=None):
+    """Return a file in memory, at its beginning."""
+    file = os.fdopen(os.memfd_create("watchties", os.MFD_CLOEXEC), "r+b")
+    if content:
+        file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+        file.seek(0)
+    return file
+
+
+def _text(file):
+    file.seek(0)
+    return file.read().decode("utf-8", "surrogateescape")

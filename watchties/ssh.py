@@ -1,0 +1,95 @@
+"""Argument vectors and sentinel framing for commands on any host. Pure; shared by both halves.
+
+Knows: how ssh(1), runuser(1) and sudo(8) are called, and how an answer is told from a banner.
+Must not know: how a process is started (the daemon and the hooks each do that in their way).
+
+A host without `ssh` is this machine: the same command text is given to `sh -c` instead of to ssh. Everything a
+far command says stands between two lines with a nonce, the exit code in the last one. So a banner, a .bashrc
+that prints, or ssh's own 255 is never taken for an answer (ert #8774, aiida #6278).
+"""
+
+import posixpath
+import re
+import secrets
+import shlex
+from dataclasses import dataclass
+
+from watchties.errors import Unreachable
+
+NO_ROOT = 69  # EX_UNAVAILABLE: the host answers but its compties directory cannot be entered
+
+
+@dataclass(frozen=True)
+class Far:
+    """What it takes to run a command on a host; `home` is the local home, for hosts that are this machine."""
+
+    name: str
+    ssh: str = ""
+    root: str = "compties"
+    become: str = ""
+    options: tuple = ()
+
+
+def from_config(config, name):
+    """Return the Far of a host, from a plain configuration (a dict); raise KeyError if there is no such host.
+
+    What runs here as ourselves needs no home of its own: its root is made absolute.
+    """
+    host = config["host"][name]
+    root, here = host.get("root") or "compties", not host.get("ssh") and not host.get("become")
+    words = [word for line in host.get("ssh_options") or () for word in option_words(line)]
+    return Far(name, host.get("ssh") or "", posixpath.join(config["home"], root) if here else root, host.get("become") or "", tuple(words))
+
+
+def option_words(line):
+    """Return ssh's words for one of the host's `ssh_options`: "Port=22" as it stands in ssh_config, or "-p 22"."""
+    return shlex.split(line) if line.startswith("-") else ["-o", line]
+
+
+def login(far):
+    """Return the words that reach a host; what follows them is joined and read by a shell there."""
+    return ["ssh", "-T", "-o", "BatchMode=yes", *far.options, "--", far.ssh]
+
+
+def argv(far, text):
+    """Return the argument vector that runs the shell text `text` in the home of the user who works on a host."""
+    words = become(far) + ["sh", "-c", "cd 2>/dev/null; " + text]
+    return [*login(far), shlex.join(words)] if far.ssh else words
+
+
+def become(far):
+    """Return the words before a command that make it run as the host's `become` user, or none."""
+    if not far.become:
+        return []
+    user = shlex.quote(far.become)
+    if not far.ssh:
+        return ["sh", "-c", f'u={user}; [ "$(id -un)" = "$u" ] && exec "$@"; [ "$(id -u)" = 0 ] && exec runuser -u "$u" -- "$@"; exec sudo -n -H -u "$u" -- "$@"', "become"]
+    return ["sh", "-c", f'u={user}; [ "$(id -u)" = 0 ] && exec runuser -u "$u" -- "$@"; exec sudo -n -H -u "$u" -- "$@"', "become"]
+
+
+def new_nonce():
+    """Return a word that no banner holds."""
+    return secrets.token_hex(8)
+
+
+def frame(nonce, root, command):
+    """Return shell text that runs `command` in the directory `root`, between sentinel lines with its exit code."""
+    return (
+        f"printf '\\n=%s begin\\n' {nonce}; "
+        f"(cd -- {shlex.quote(root)} || exit {NO_ROOT}; {command}); "
+        f"printf '\\n=%s end %d\\n' {nonce} $?"
+    )
+
+
+def unframe(nonce, host, out, err=""):
+    """Return (payload, exit code) of a framed command; raise Unreachable if the answer is not whole.
+
+    `out` and `err` are what the command wrote, as text.
+    """
+    match = re.search(rf"^={nonce} begin\n(.*)\n={nonce} end (\d+)$", out, re.DOTALL | re.MULTILINE)
+    said = (err.strip().splitlines() or ["no answer"])[-1]
+    if not match:
+        raise Unreachable(f"host {host} did not answer: {said}")
+    if int(match[2]) == NO_ROOT:
+        raise Unreachable(f"host {host} is there, but its compties directory is not: {said}")
+    return match[1], int(match[2])

@@ -1,0 +1,93 @@
+"""The plans of what the daemon does itself on disk: one for each Step of decide, and the saving of a record.
+
+Knows: in which order record and markers are written, so that a crash between any two loses nothing.
+Must not know: when. Each plan (durable.py) returns the record as it stands on disk at its end.
+"""
+
+import os
+from dataclasses import replace
+
+from watchties import markers, record
+from watchties.model import FAILED, MIRROR, PENDING, SUBMITTED, Request
+
+
+def perform(job, step, new_token):
+    """Return the plan of a Step for a job. new_token() makes a token that no attempt has had."""
+    return {
+        "restore": _restore,
+        "accept": _accept,
+        "cancel": _cancel,
+        "publish": _publish,
+        "take_off": _take_off,
+        "close": _close,
+    }[step.what](job, step, new_token)
+
+
+def save(job, new):
+    """Plan: raise the open flag if it is not up, then make the record durable."""
+    if not job.opened:
+        yield from markers.set_open(job.dir)
+        job.opened = True
+    yield from record.save(job.dir, new)
+    return new
+
+
+def create(job, new):
+    """Plan: the same for a job that the mirror does not hold yet."""
+    made = []
+    head = job.dir
+    while not os.path.isdir(head):
+        made.append(head)
+        head = os.path.dirname(head)
+    for path in reversed(made):
+        os.mkdir(path)
+    if made:
+        yield [os.path.dirname(path) for path in made]
+    return (yield from save(job, new))
+
+
+def _accepted(job, name):
+    return lambda ns: job.record.has_accepted(Request(MIRROR, name, ns))
+
+
+def _restore(job, step, new_token):
+    yield from markers.restore(job.dir, step.marker, _accepted(job, step.marker))
+    return job.record
+
+
+def _take_off(job, step, new_token):
+    yield from markers.take_off(job.dir, step.marker, _accepted(job, step.marker))
+    return job.record
+
+
+def _accept(job, step, new_token):
+    return (yield from save(job, record.accept(job.record, step.request, new_token())))
+
+
+def _cancel(job, step, new_token):
+    return (yield from save(job, record.accept_cancel(job.record, step.request, step.stop)))
+
+
+def _publish(job, step, new_token):
+    """PENDING of our own must be in the record before it can be seen, or it would be taken for a new request."""
+    if step.marker != PENDING:
+        yield from markers.publish(job.dir, step.marker, marker_fields(job.record))
+        return job.record
+    new = job.record
+    if not os.path.lexists(os.path.join(job.dir, PENDING)):
+        new = yield from save(job, replace(new, own=markers.prepare_pending(job.dir)))
+    yield from markers.publish_pending(job.dir)
+    return new
+
+
+def _close(job, step, new_token):
+    yield from markers.set_closed(job.dir)
+    return job.record
+
+
+def marker_fields(rec):
+    """Return what a state marker says, in the order in which people read it."""
+    head = {"state": rec.phase, "attempt": rec.attempt, "token": rec.token, "host": rec.host}
+    order = ("id", "exit", "cause", "reason", "submitted", "began", "ended", "seconds")
+    skip = ("exit", "cause") if rec.phase == SUBMITTED else () if rec.phase == FAILED else ("cause",)
+    return head | {k: rec.fields[k] for k in order if k in rec.fields and k not in skip}

@@ -1,0 +1,131 @@
+"""Handing jobs to a scheduler exactly once: what follows from the agent's claim and from what the scheduler said.
+
+Knows: the order claim, inputs, submit; when to ask by name, and when to submit again.
+Must not know: a scheduler's words (schedulers/), rsync's options, the attempt's files on the host.
+
+    claim says       so
+    new, held        nothing was submitted: manifest, inputs, submit            [claim_first]
+    unknown          it may have been submitted: ask the scheduler by name; submit again only when a query that
+                     succeeded found nothing, twice, a grace period apart
+    begun, done      it was submitted: the id stands in the answer
+    cancelled        it never will be
+"""
+
+import time
+from datetime import UTC, datetime
+
+from watchties import manifest, retry, schedulers, shell, transfer
+from watchties.agent import Agent
+from watchties.errors import Unsafe
+from watchties.schedulers import NotNow, QueryFailed, Refused, Submitted
+
+
+class Submission:
+    """The submission of one tree's jobs to one host."""
+
+    def __init__(self, run, tree, clock=time.time):
+        self.run, self.tree, self.clock, host = run, run.config["tree"][tree], clock, run.config["host"][run.host]
+        self.route, self.agent = transfer.Route.of(run.config, tree, run.host), Agent.of(run.config, tree, run.host)
+        self.scheduler = schedulers.get(host["scheduler"])
+        self.resources, self.options = host.get("resources") or {}, host.get("submit_options") or []
+        self.unknown = {}  # job -> why it has to be asked by name
+
+    def carry_out(self, jobs):
+        """Settle every job."""
+        claims = self.agent.claim(jobs, self.run.id, self.evidence())
+        for job, claim in claims.items():
+            self.take_up(job, claim)
+        fresh = [job for job in jobs if claims[job].word in ("new", "held")]
+        self.submit(self.bring_inputs(fresh))
+        self.submit(self.ask_by_name())
+        for job, why in self.unknown.items():
+            self.run.retry(job, f"not known whether it was submitted: {why}")
+
+    def evidence(self):
+        """Return the files that decide about success: those of an earlier attempt are moved aside by the claim."""
+        success = self.tree.get("success") or {}
+        return [*(success.get("require") or ()), *(success.get("forbid") or ())]
+
+    def take_up(self, job, claim):
+        """Settle what the claim alone decides, and remember what has to be asked."""
+        if claim.word == "cancelled":
+            self.run.done(job, state="FAILED", cause="cancelled", reason="cancelled before it began")
+        elif claim.word == "begun":
+            self.submitted(job, claim.values.get("id", ""))
+        elif claim.word == "done":
+            self.hear(job, *claim.reply())
+        elif claim.word == "unknown":
+            self.unknown[job] = "an earlier run was cut off while it was submitting"
+        elif claim.word not in ("new", "held"):
+            self.run.retry(job, f"{self.run.host} could not claim it: {claim.detail()}")
+
+    def bring_inputs(self, jobs):
+        """Write down what is sent, send it, and return the jobs that have arrived."""
+        lists = {}
+        for job in jobs:
+            try:
+                lists[job] = manifest.walk(job.dir)
+            except Unsafe as error:
+                self.run.failed(job, error, cause="rejected")
+        for job, error in manifest.write("manifest", lists).items():
+            self.run.retry(job, error)
+            del lists[job]
+        sent = transfer.carry(self.route, {job: [job.job] for job in lists}, inward=False, timeout=self.run.timeout)
+        failed = self.run.failures(sent)
+        return [job for job in lists if job not in failed]
+
+    def submit(self, jobs):
+        """Let the agent run the scheduler's command for each job, once, and take in what it said."""
+        commands = {job: self.scheduler.submit_command(job, self.resources, self.options) for job in jobs}
+        for job, answer in self.agent.submit(commands, self.run.id).items():
+            self.unknown.pop(job, None)
+            if answer.word == "replied":
+                self.hear(job, *answer.reply())
+            else:
+                self.run.retry(job, f"the agent on {self.run.host} did not submit it: {answer.detail()}")
+
+    def hear(self, job, code, out, err):
+        """Settle a job by what the scheduler said, or remember that it said nothing of use."""
+        said = self.scheduler.parse_submit(code, out, err)
+        if isinstance(said, Submitted):
+            self.submitted(job, said.id)
+        elif isinstance(said, Refused):
+            self.run.failed(job, said.reason, cause="rejected")
+        elif isinstance(said, NotNow):
+            self.run.retry(job, f"{self.run.host} takes no more for now: {said.reason}")
+        else:
+            self.unknown[job] = said.reason
+
+    def submitted(self, job, number):
+        self.run.done(job, id=number, submitted=datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def ask_by_name(self):
+        """Settle the unknown jobs that the scheduler knows by name; return those that may be submitted again."""
+        names = {schedulers.unique_name(job.token): job for job in self.unknown}
+        try:
+            found = self.find(names)
+        except QueryFailed as error:
+            self.unknown = {job: f"{why}; {error}" for job, why in self.unknown.items()}
+            return []
+        self.agent.adopt({names[name]: number for name, number in found.items()}, self.run.id)
+        for name, number in found.items():
+            self.submitted(names[name], number)
+            del self.unknown[names[name]]
+        return [job for job in list(self.unknown) if self.not_found_again(job)]
+
+    def find(self, names):
+        """Return name -> id of those the scheduler knows; raise QueryFailed if it could not be asked."""
+        if not names:
+            return {}
+        command = self.agent.with_setup(self.scheduler.find_command(list(names)))
+        answer = retry.network(shell.far, self.agent.far, command)
+        return {name: number for name, number in self.scheduler.parse_find(*answer).items() if name in names}
+
+    def not_found_again(self, job):
+        """Return whether this is the second query, a grace period after the first, that succeeded and found nothing."""
+        now, asked = self.clock(), float(job.fields.get("asked") or 0)
+        if asked and now - asked >= self.run.grace:
+            return True
+        self.run.retry(job, f"the scheduler on {self.run.host} does not know it; it is asked once more", asked=asked or now)
+        del self.unknown[job]
+        return False

@@ -1,0 +1,270 @@
+"""rsync between the mirror and a host: what is passed to it, what its exit codes mean, batches that one job cannot spoil.
+
+Knows: rsync(1) 3.1.3 and newer, and where a tree lies on a host.
+Must not know: why something travels, what the agent says, what becomes of a job.
+
+Every option stands here once, with its reason. Nothing is ever deleted by a transfer.
+"""
+
+import contextlib
+import os
+import re
+import shlex
+import tempfile
+from dataclasses import dataclass
+
+from watchties import manifest, retry, shell, ssh
+from watchties.errors import CommandFailed, Unreachable
+from watchties.model import MARKERS, RECORD_DIR, depth, printable
+
+STALLED = 180  # seconds without a byte before rsync gives up (its --timeout)
+OPTIONS = (
+    "-lt",  # no -D: devices and sockets stay; no -o -g: files belong to whom the login is
+    "-s",  # names never meet a shell on the far side
+    "-O",  # directories' times mean nothing here
+    "--modify-window=-1",  # else a change within the same second, of the same size, is missed
+    "--no-implied-dirs",  # else a USER directory there gets our mode, or is replaced if it is a link
+    "--from0", "--files-from=-",  # else a name that begins with # is a comment
+    "--partial-dir=" + manifest.PARTIAL,
+    f"--timeout={STALLED}",
+)  # fmt: skip
+NO_SETUID = "Fug-s"
+INTO_MIRROR = "Du+rwx,Fu+rw"  # what a user made read-only must not stop the next transfer
+
+OK, AGAIN, RESOURCES, PARTIAL_, PERMANENT = "ok", "again", "resources", "partial", "permanent"
+EXIT_CODES = {  # rsync(1), EXIT VALUES; 124 to 127 and 255 are the remote shell's
+    0: (OK, ""),
+    1: (PERMANENT, "an option that this rsync does not know"),
+    2: (PERMANENT, "the two rsyncs do not understand each other"),
+    3: (PERMANENT, "the tree's directory is not there, or is none"),
+    4: (PERMANENT, "asked for what this rsync cannot do"),
+    5: (AGAIN, "the far side did not start"),
+    6: (PERMANENT, "no log file can be written"),
+    10: (AGAIN, "the connection broke"),
+    11: (PARTIAL_, "a file could not be read or written: is the disk full?"),
+    12: (AGAIN, "the stream broke off: lost connection, a login that prints, no rsync there, or a full disk"),
+    13: (PERMANENT, "rsync's own diagnostics failed"),
+    14: (RESOURCES, "no process or pipe to be had"),
+    16: (RESOURCES, "it was told to stop"),
+    19: (RESOURCES, "it was told to stop"),
+    20: (RESOURCES, "it was told to stop"),
+    21: (AGAIN, "its child went astray"),
+    22: (RESOURCES, "not enough memory"),
+    23: (PARTIAL_, "some files were not carried: permissions, a full disk, or not there"),
+    24: (PARTIAL_, "files vanished while they were carried"),
+    25: (PERMANENT, "a limit on deletions, which is never asked for"),
+    30: (AGAIN, f"no byte for {STALLED} s"),
+    35: (AGAIN, "no answer from the far side's daemon"),
+    124: (AGAIN, "the remote shell failed"),
+    125: (PERMANENT, "the remote command was killed"),
+    126: (PERMANENT, "rsync there cannot be run"),
+    127: (PERMANENT, "there is no rsync on the far side: install it"),
+    255: (AGAIN, "ssh failed"),
+}
+VANISHED = 24
+NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
+
+
+class RsyncFailed(CommandFailed):
+    """rsync ended badly; `kind` is that of EXIT_CODES, `no_space` whether a disk was full."""
+
+    def __init__(self, argv, result, route):
+        self.kind, why = EXIT_CODES.get(result.code, (AGAIN, "an exit code that rsync(1) does not name"))
+        self.route, self.no_space = route, bool(NO_SPACE.search(result.err))
+        why = "a disk is full" if self.no_space else why
+        super().__init__(argv, result.code, result.out, result.err, why, transient=self.no_space or self.kind in (AGAIN, RESOURCES))
+
+    def reason(self):
+        """Return one line: what failed, how, and the first files or causes that rsync named."""
+        named = [line.strip() for line in self.err.splitlines() if line.startswith("rsync: ")]
+        said = named[:3] or [line.strip() for line in self.err.splitlines() if line.strip()][-1:]
+        return f"rsync with {self.route.name} ended with {self.code} ({self.why})" + (": " + "; ".join(said) if said else "")
+
+
+@dataclass(frozen=True)
+class Route:
+    """One tree between the mirror and a host. far_root, mirror: the tree's directory on each; pattern: of its jobs."""
+
+    far: ssh.Far
+    far_root: str
+    mirror: str
+    pattern: str = "*/*"
+    chmod: str = ""
+    bwlimit: str = ""
+
+    @property
+    def name(self):
+        return self.far.name
+
+    @classmethod
+    def of(cls, config, tree, host):
+        """Return the route of a tree's name and a host's name in a plain configuration."""
+        far, table, there = ssh.from_config(config, host), config["tree"][tree], config["host"][host]
+        mirror = os.path.join(config["home"], os.path.expanduser(table["root"]))
+        return cls(far, f"{far.root}/{data_of(config, tree, host)}", mirror, table.get("jobs") or "*/*",
+                   there.get("chmod") or "", there.get("bwlimit") or "")  # fmt: skip
+
+
+def data_of(config, tree, host):
+    """Return a tree's directory on a host, relative to the host's root."""
+    return (config["tree"][tree].get("path") or {}).get(host) or "user_data"
+
+
+# ---- one rsync ----
+
+
+def rsync(route, names, *, inward, recursive=True, exclude=(), listing=False, dry=False, timeout=86400):
+    """Run one rsync between the two tree roots; return {path: kind} (rsync's f, d, L ...) if `listing`, else {}.
+
+    names: paths below the root. inward: from the host into the mirror. exclude: paths below the root that stay as
+    they are. Raises RsyncFailed, or Unreachable where ssh itself failed.
+    """
+    there, here = endpoint(route) + "/", route.mirror + "/"
+    argv = ["rsync", *OPTIONS, "-r" if recursive else "-d", *modes(route, inward), *remote_shell(route.far)]
+    argv += [f"--exclude={pattern}" for pattern in never_travel(route.pattern)]
+    argv += [f"--bwlimit={route.bwlimit}"] if route.bwlimit else []
+    argv += ["-8", "-ii", "--out-format=%i %n"] if listing else []
+    argv += ["--dry-run"] if dry else []
+    with _exclude_file(exclude) as excluded:
+        argv += excluded + ["--", *((there, here) if inward else (here, there))]
+        result = shell.run(argv, stdin="\0".join(names), timeout=timeout, env=shell.outside_environment(LC_ALL="C"))
+    if result.code == 255 and route.far.ssh:
+        raise Unreachable(f"host {route.name} cannot be reached: {(result.err.strip().splitlines() or ['ssh ended with 255'])[-1]}")
+    if result.code:
+        raise RsyncFailed(argv, result, route)
+    return dict(itemised(result.out)) if listing else {}
+
+
+def endpoint(route):
+    """Return a tree's root on the host as rsync wants it: a plain path where nothing has to be reached."""
+    return f"{route.name}:{route.far_root}" if route.far.ssh or route.far.become else route.far_root
+
+
+def remote_shell(far):
+    """Return the options by which rsync starts its other half.
+
+    The host's name in the endpoint is for messages only: what reaches it stands in -e, so that anything ssh takes
+    will do, and `become` works without ssh too. The other half starts in the home of the user it works as.
+    """
+    if not far.ssh and not far.become:
+        return []
+    reach = f'shift; exec {shlex.join(ssh.login(far))} "$@"' if far.ssh else 'shift; eval "$*"'
+    there = shlex.join([*ssh.become(far), "sh", "-c", 'cd 2>/dev/null; exec rsync "$@"', "rsync"])
+    return ["-e", f"sh -c {_quoted(reach)} rsh", f"--rsync-path={there}"]
+
+
+def _quoted(word):
+    """Return a word as rsync's own parser of -e wants it: a quote inside quotes is doubled (rsync(1), --rsh)."""
+    return "'" + word.replace("'", "''") + "'"
+
+
+def modes(route, inward):
+    """Return the options for permissions: set-uid is never carried; only a host's `chmod` decides for existing files."""
+    if inward:
+        return ["-E", f"--chmod={INTO_MIRROR},{NO_SETUID}"]
+    return ["-p", f"--chmod={route.chmod},{NO_SETUID}"] if route.chmod else ["-E", f"--chmod={NO_SETUID}"]
+
+
+def never_travel(pattern):
+    """Return the exclude patterns for markers and hidden names of ours, only directly in a job's directory.
+
+    A bare DONE would drop the result plots/DONE too; `/DONE` would match nothing in a batch.
+    """
+    jobs = "/*" * depth(pattern)
+    return [f"{jobs}/{name}" for name in (RECORD_DIR + "*", *MARKERS)]
+
+
+@contextlib.contextmanager
+def _exclude_file(paths):
+    """Give the options that exclude just these paths, whatever characters they have."""
+    if not paths:
+        yield []
+        return
+    with tempfile.NamedTemporaryFile(prefix="watchties-") as file:
+        file.write("\0".join("/" + exactly(path) for path in paths).encode("utf-8", "surrogateescape"))
+        file.flush()
+        yield [f"--exclude-from={file.name}"]
+
+
+def exactly(path):
+    """Return the rsync pattern that matches one path only: a backslash escapes, but only where there is a wildcard."""
+    return re.sub(r"([][*?\\])", r"\\\1", path) if re.search(r"[*?[]", path) else path
+
+
+def itemised(out):
+    """Yield (path, kind) for each line of rsync -ii --out-format="%i %n"; print what else it said."""
+    for line in out.split("\n"):  # not splitlines: a name may hold other ends of line
+        if re.match(r"[<>ch.][fdLDS].{9} ", line):
+            yield _unescaped(line[12:]).rstrip("/"), line[1]
+        elif line.strip():
+            print("rsync:", printable(line))
+
+
+def _unescaped(name):
+    """Return a name as it is on disk: rsync writes what is not printable as \\#ooo (rsync(1), --8-bit-output)."""
+    raw = re.sub(rb"\\#(\d{3})", lambda match: bytes([int(match[1], 8)]), name.encode("utf-8", "surrogateescape"))
+    return raw.decode("utf-8", "surrogateescape")
+
+
+# ---- batches ----
+
+
+def carry(route, names, *, spared=None, **how):
+    """Carry many jobs in as few rsyncs as one bad job allows; return job -> {path in the job: kind}, or the RsyncFailed it met.
+
+    names: job -> paths below the tree's root. spared: job -> paths in the job that are left as they are; such jobs
+    travel alone, as rsync tries every pattern on every file. how: as for `rsync`.
+    """
+    spared = {job: paths for job, paths in (spared or {}).items() if paths}
+
+    def step(jobs):
+        excluded = [f"{job.job}/{path}" for job in jobs for path in spared.get(job, ())]
+        listed = retry.network(rsync, route, [n for job in jobs for n in names[job]], exclude=excluded, **how)
+        return _by_job(jobs, listed, depth(route.pattern))
+
+    results = each([job for job in names if job not in spared and names[job]], step)
+    for job in spared:
+        results |= each([job], step)
+    return {job: results.get(job, {}) for job in names}
+
+
+def _by_job(jobs, listed, levels):
+    found = {job.job: {} for job in jobs}
+    for path, kind in listed.items():
+        *parts, inside = path.split("/", levels)
+        if len(parts) == levels:
+            found["/".join(parts)][inside] = kind
+    return {job: found[job.job] for job in jobs}
+
+
+def each(jobs, step):
+    """Return job -> what step(jobs) says of it; where files are to blame, halve the batch until the jobs are alone.
+
+    What concerns the host as a whole is raised. Vanished files are looked at once more.
+    """
+    if not jobs:
+        return {}
+    try:
+        return step(jobs)
+    except RsyncFailed as error:
+        if error.kind != PARTIAL_ and not error.no_space:
+            raise
+        print(error)
+        if len(jobs) > 1:
+            middle = len(jobs) // 2
+            return each(jobs[:middle], step) | each(jobs[middle:], step)
+        return _once_more(jobs, step) if error.code == VANISHED else {jobs[0]: error}
+
+
+def _once_more(jobs, step):
+    try:
+        return step(jobs)
+    except RsyncFailed as error:
+        return {jobs[0]: error}
+
+
+def settle_on_disk(route):
+    """Make durable what has come into the mirror: one syncfs, not a sync for each file."""
+    result = shell.run(["sync", "-f", route.mirror], timeout=600)
+    if result.code:
+        raise CommandFailed(["sync", "-f", route.mirror], *result, "the mirror's disk", transient=True)
