@@ -63,9 +63,12 @@ class Agent:
         found = self.ask("identify", {job: [] for job in jobs})
         return {job: answer if answer.word in ("error", "missing") else _identities(answer) for job, answer in found.items()}
 
-    def publish(self, jobs, state, content):
-        """Publish a state on the web host. `content`: job -> fields of the marker."""
-        rows = {job: [state, str(job.attempt), job.token, ",".join(map(str, job.accepted)), *pairs(content[job])] for job in jobs}
+    def publish(self, contents):
+        """Publish each job's marker on the web host; `contents`: job -> its fields. Details: PENDING, CANCEL that stand."""
+        rows = {
+            job: [job.marker, str(job.attempt), job.token, ",".join(map(str, job.accepted)), *pairs(fields)]
+            for job, fields in contents.items()
+        }
         return self.ask("publish", rows)
 
     def claim(self, jobs, run, evidence):
@@ -91,7 +94,7 @@ class Agent:
 
     def with_setup(self, text):
         """Return shell text that finds the scheduler's commands: bsub is not on the PATH of a plain login."""
-        return f"{{ {self.setup}\n}} >/dev/null 2>&1; {text}" if self.setup and text else text
+        return f"eval {_on_one_line(self.setup)} >/dev/null 2>&1; {text}" if self.setup and text else text
 
     def ask(self, command, rows, *args, once=False):
         return self.ask_all(command, rows, *args, once=once)[0]
@@ -148,8 +151,21 @@ def _continue(answer, kind, text):
         answer.err.append(text)
 
 
+def _on_one_line(text):
+    """Return a shell word for `text` that has no newline in it, as a command line has none."""
+    if "\n" not in text:
+        return shlex.quote(text)
+    escaped = text.replace("\\", "\\\\").replace("\n", "\\n")
+    return f"\"$(printf %b {shlex.quote(escaped)})\""
+
+
 def _identities(answer):
-    return tuple("" if value == NONE else value for value in (answer.word, *answer.details[:2]))
+    return identities((answer.word, *answer.details[:2]))
+
+
+def identities(words):
+    """Return identities as text, "" for none."""
+    return tuple("" if word == NONE else word for word in words)
 
 
 def _attempt(job):

@@ -37,6 +37,7 @@ OURS = {
 COMPUTE_ONLY = ("scheduler", "setup", "max_running", "submit_options", "resources", "caps")
 TRANSPORTS = ("server", "sendmail", "folder")
 FOR_SERVER = ("port", "starttls", "user", "password_file")
+TLS_PORT = 465  # RFC 8314: TLS from the first byte on
 NOT_DATA = ("scripts", "bin")  # they lie beside user_data under a host's root
 
 
@@ -94,7 +95,7 @@ def warnings(hosts, trees, mail):
         lines.append("[mail]: no mail is sent; set server, sendmail or folder")
     elif not mail.admin:
         lines.append("[mail] admin: is not set; nobody is told when a host is down or a job is given up")
-    if mail.server and mail.user and not mail.starttls:
+    if mail.server and mail.user and not mail.starttls and mail.port != TLS_PORT:
         lines.append("[mail] user: the password is sent in clear; set starttls = true")
     return lines
 

@@ -9,7 +9,7 @@ Durations are float seconds, sizes int bytes. Attributes are the keys of the tab
 import os
 import posixpath
 import re
-import string
+import shlex
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, PrivateAttr, field_validator, model_validator
@@ -23,6 +23,7 @@ USER_DATA = "user_data"  # where a tree lies under a host's root, if nothing is 
 SHELL_RUNNING = 4  # how many CPUs a far host has is not known here; four small jobs hurt no machine of today
 TRANSFER_RATE = re.compile(r"[0-9]+(\.[0-9]+)?([KMGkmg]([Ii]?[Bb])?|[Bb])")  # rsync(1), --bwlimit
 CHMOD = re.compile(r"[DF]?([0-7]{3,4}|[ugoa]*[-+=][rwxXst]*)(,[DF]?([0-7]{3,4}|[ugoa]*[-+=][rwxXst]*))*")  # rsync(1), --chmod
+BARE_ADDRESS = r"[^<>@,\s\x00-\x1f\x7f]+@[^<>@,\s\x00-\x1f\x7f]+"
 
 
 def duration(value):
@@ -85,23 +86,39 @@ def _inside(text):
 
 
 def _filled(*words):
-    """Return a check that a pattern has no {word} but these."""
+    """Return a check that a pattern has no {word} but these; there is no way to write a brace as such."""
 
     def check(text):
-        try:
-            found = [(field, spec, conversion) for _, field, spec, conversion in string.Formatter().parse(text) if field is not None]
-        except ValueError:
-            raise ValueError(f"{show(text)} has a brace without its partner; write it twice if you mean the character") from None
-        for field, spec, conversion in found:
-            if field not in words:
-                near, known = configfiles.nearest(field, words), " ".join(f"{{{word}}}" for word in words)
-                hint = f"did you mean {{{near}}}?" if near else f"there is {known}"
-                raise ValueError(f"{{{configfiles.printable(field)}}} means nothing here; {hint}")
-            if spec or conversion:
-                raise ValueError(f"{{{field}}} has more in its braces than the word; write just {{{field}}}")
+        left = re.sub("{(" + "|".join(words) + ")}", "", text)
+        if found := re.search(r"{([^{}]*)}", left):
+            near, known = configfiles.nearest(found[1], words), " ".join(f"{{{word}}}" for word in words)
+            hint = f"did you mean {{{near}}}?" if near else f"there is {known}"
+            raise ValueError(f"{configfiles.printable(found[0])} means nothing here; {hint}")
+        if re.search("[{}]", left):
+            raise ValueError(f"{show(text)} has a brace without its partner; take it out")
         return text
 
     return check
+
+
+def _ssh_option(text):
+    """Return one of `ssh_options`: a line as in ssh_config(5), or options as on a command line."""
+    try:
+        if re.fullmatch(r"[A-Za-z][A-Za-z0-9]*[ =].+", text) or (text.startswith("-") and shlex.split(text)):
+            return text
+    except ValueError:  # a quotation mark without its partner
+        pass
+    raise ValueError(f'{show(text)} is no option of ssh; write each like "Port=2222" or "-p 2222"')
+
+
+def _recipients(value):
+    """Check both kinds of `to` here: the errors of a union would be told twice, once for each."""
+    addresses = (
+        [_to_pattern(value).replace("{user}", "user")] if isinstance(value, str) else value.values() if isinstance(value, dict) else [""]
+    )
+    if not all(isinstance(address, str) and re.fullmatch(BARE_ADDRESS, address) for address in addresses):
+        raise ValueError('is neither a pattern nor a table of addresses; write "{user}@example.org" or { ann = "ann@example.org" }')
+    return value
 
 
 _to_pattern = _filled("user")
@@ -120,6 +137,10 @@ Login = Annotated[str, _matching(r"[^-\s\x00-\x1f\x7f][^\s\x00-\x1f\x7f]*", "wha
 UserName = Annotated[str, _matching(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?", "a user's name; write it as it stands in /etc/passwd")]
 Mode = Annotated[str, _matching(CHMOD, 'a mode that rsync --chmod takes; write it such as "D2775,F664"')]
 Rate = Annotated[str, _matching(TRANSFER_RATE, 'a rate that rsync --bwlimit takes; write it with a unit, such as "10M"')]
+
+Address = Annotated[
+    str, _matching(f"{BARE_ADDRESS}|[^<>@,\\x00-\\x1f]*<{BARE_ADDRESS}>", 'an address; write "ann@example.org" or "Ann <ann@example.org>"')
+]
 
 
 class _Table(BaseModel):
@@ -158,7 +179,7 @@ class Host(_Named):
     become: UserName | None = None
     trigger: Literal["relay", "poll"] = "relay"
     poll: Duration = 30.0
-    ssh_options: list[Line] = []
+    ssh_options: list[Annotated[Line, AfterValidator(_ssh_option)]] = []
     chmod: Mode | None = None
     bwlimit: Rate | None = None
     scheduler: str | None = None
@@ -258,23 +279,13 @@ class Mail(_Table):
     password_file: LocalPath | None = None
     sendmail: Line | None = None
     folder: LocalPath | None = None
-    sender: Line | None = Field(default=None, alias="from")
-    to: str | dict[str, str] | None = None
+    sender: Address | None = Field(default=None, alias="from")
+    to: Annotated[str | dict[str, str] | None, BeforeValidator(_recipients)] = None
     email_file: Inside | None = None
-    cc: list[Line] = []
-    admin: Line | None = None
+    cc: list[Address] = []
+    admin: Address | None = None
     link: Annotated[Line, AfterValidator(_filled("tree", "user", "experiment"))] | None = None
     templates: LocalPath | None = None
-
-    @field_validator("to", mode="before")
-    @classmethod
-    def _pattern_or_table(cls, value):
-        """Check both kinds here: the union's own errors would be told twice, once for each."""
-        if isinstance(value, str) and value:
-            return _to_pattern(value)
-        if not isinstance(value, dict) or not all(isinstance(address, str) and address.isprintable() for address in value.values()):
-            raise ValueError('is neither a pattern nor a table of addresses; write "{user}@example.org" or { ann = "ann@example.org" }')
-        return value
 
 
 class Daemon(_Table):

@@ -28,6 +28,7 @@ from watchties.watch import MirrorWatch
 
 SLICE = 0.02  # seconds that a scan may keep the loop to itself
 GLANCE = 2.0  # seconds between two looks at the disk and at hosts that are down
+NOTICE_GAP = 60.0  # seconds between two mails to the administrator
 SHUTDOWN = 12.0  # seconds for hooks that were told to stop
 
 log = logging.getLogger("watchties")
@@ -44,11 +45,13 @@ class Daemon:
         self.dirs = runs.RunDirs(state)
         self.runner = Runner(self.dirs, write_config(config, state))
         self.engine = Engine(config, self.runner, self.dirs, hooks, self.teller)
-        self.teller.on_host_failed, self.teller.on_notice = self._host_failed, self._notice
+        self.teller.on_host_failed = self._host_failed
+        self.teller.on_notice = lambda subject, text: self._notices.put_nowait((subject, text))
         self.watches = {n: MirrorWatch(t.root, t.jobs, t.backend) for n, t in config.tree.items()}
         self.links = {name: self._link(name) for name in config.host if self._trees_of(name)}
         self.stop, self.again, self._tasks = asyncio.Event(), False, set()
-        self._rescans, self._told_down, self._notify = set(), set(), notifier()
+        self._rescans, self._told_down, self._notices = set(), set(), asyncio.Queue()
+        self._notify = notifier()
 
     # ---- life ----
 
@@ -90,6 +93,7 @@ class Daemon:
             self._spawn(link.run())
         self._spawn(self._reconcile())
         self._spawn(self._glance())
+        self._spawn(self._send_notices())
         if self.journal.fresh:
             self._spawn(self._rebuild())
         log.info("watchties is at work: %s", ", ".join(f"{n} ({w.backend})" for n, w in self.watches.items()))
@@ -103,10 +107,10 @@ class Daemon:
         self.engine.starting = True
         for watch in self.watches.values():
             watch.stop()
-        if self.engine.tasks and not self.again:
-            log.info("waiting up to %g s for %d runs", self.config.daemon.stop_timeout, len(self.engine.tasks))
-            await asyncio.wait(self.engine.tasks, timeout=self.config.daemon.stop_timeout)
-        for task in self.engine.tasks if not self.again else ():
+        if self.engine.dispatch.tasks and not self.again:
+            log.info("waiting up to %g s for %d runs", self.config.daemon.stop_timeout, len(self.engine.dispatch.tasks))
+            await asyncio.wait(self.engine.dispatch.tasks, timeout=self.config.daemon.stop_timeout)
+        for task in self.engine.dispatch.tasks if not self.again else ():
             task.cancel()  # each sends SIGTERM to its hook
         await self._cancel(self._tasks)
         if not self.again:
@@ -227,7 +231,7 @@ class Daemon:
             await asyncio.sleep(GLANCE)
             self._look_at_disks()
             self._look_at_hosts()
-            counts = f"{len(self.engine.jobs)} jobs in hand, {len(self.engine.tasks)} runs"
+            counts = f"{len(self.engine.jobs)} jobs in hand, {len(self.engine.dispatch.tasks)} runs"
             down = ", ".join(sorted(self.engine.down))
             self._notify(f"WATCHDOG=1\nSTATUS={counts}" + (f", down: {down}" if down else ""))
 
@@ -258,22 +262,27 @@ class Daemon:
                 when = time.strftime("%Y-%m-%d %H:%M", time.localtime(since))
                 self.teller.notice(f"host {name} is down since {when}", f"{link.breaker.reason}\nIts jobs wait; the others go on.\n")
 
-    def _notice(self, subject, text):
-        if "notice" in self.hooks:
-            self._spawn(self._send_notice(f"{subject}\n{text}"))
+    async def _send_notices(self):
+        """Send what has gathered for the administrator: at once when it is the first for a while, else together."""
+        while True:
+            subject, text = await self._notices.get()
+            more = [self._notices.get_nowait() for _ in range(self._notices.qsize())]
+            if more:
+                text = "\n\n".join(f"{s}\n{t}" for s, t in [(subject, text), *more])
+                subject = f"{subject} (and {len(more)} more)"
+            await self._send_notice(f"{subject}\n{text}")
+            await asyncio.sleep(NOTICE_GAP)
 
     async def _send_notice(self, text):
         """Run the notice hook, again and again while it asks for that."""
         rule = self.config.find_rule("notice")
-        slot, wait = f"{time.time_ns():x}", rule.retry.first
-        deadline = time.time() + rule.retry.give_up_after
+        wait, deadline = rule.retry.first, time.time() + rule.retry.give_up_after
         while time.time() < deadline:
-            run = self.dirs.prepare(self.dirs.new_id("notice"), "notice", "", slot, [], rule.timeout, self.hooks["notice"], text)
+            run = self.dirs.prepare(self.dirs.new_id("notice"), "notice", "", "0", [], rule.timeout, self.hooks["notice"], text)
             self.teller.run_begins(run)
             ended = await self.runner.run(run)
             self.teller.run_ended(ended)
             self.dirs.forget(run)
-            os.unlink(run.lock)
             if ended.code == 0:
                 return
             await asyncio.sleep(wait)

@@ -9,21 +9,17 @@ wait for one syncfs. Records change in passes only, one pass at a time.
 
 import asyncio
 import heapq
-import os
 import secrets
 import time
-from collections import Counter
-from dataclasses import replace
 
-from watchties import decide, durable, outcomes, record, steps
+from watchties import decide, durable, outcomes, steps
+from watchties.dispatch import Dispatch
 from watchties.errors import WatchtiesError
 from watchties.jobs import Jobs
-from watchties.lanes import Lane
-from watchties.model import FINAL, PENDING, SUBMITTED, WEB, JobId, one_line
+from watchties.model import PENDING, SUBMITTED, JobId, one_line
 
 AT_ONCE = 1000  # jobs that one pass looks at, so that no pass takes long
 DISK_AGAIN = 5.0  # seconds before a job whose plan met an error of the disk is looked at again
-ORPHAN_GLANCE = 0.2  # seconds between two looks at a lock that an orphan holds
 
 
 def new_token():
@@ -35,13 +31,14 @@ class Engine:
     """The daemon's work. tell: a Teller for what is to be told to logs, journal, administrator."""
 
     def __init__(self, config, runner, dirs, hooks, tell, clock=time.time):
-        self.config, self.runner, self.dirs, self.hooks, self.tell, self.clock = config, runner, dirs, hooks, tell, clock
+        self.config, self.dirs, self.tell, self.clock = config, dirs, tell, clock
         self.rules = {rule.name: rule for rule in config.rule}
         self.trees = config.tree
         self.jobs = Jobs({name: tree.root for name, tree in config.tree.items()})
         self.polls = {name: host.poll for name, host in config.host.items()}
-        self.lanes, self.down, self.blocked = {}, {}, {}
-        self.dirty, self.ended, self.tasks = {}, [], set()
+        self.dispatch = Dispatch(config, self.jobs, runner, dirs, hooks, tell, self._again)
+        self.down, self.blocked = {}, {}
+        self.dirty, self.ended = {}, []
         self.kick, self._wakes, self.starting = asyncio.Event(), [], True
 
     # ---- what others tell ----
@@ -129,10 +126,11 @@ class Engine:
                 self._release(one)
             else:  # the disk did not take it: the run's directory stays, and is read again
                 asyncio.get_running_loop().call_later(DISK_AGAIN, self._again, one)
-        await self._fill_lanes()
+        await self._start_runs()
         self.tell.flush()
 
     def _again(self, ended):
+        """A run has ended, or its outcome is to be taken in once more."""
         self.ended.append(ended)
         self.kick.set()
 
@@ -208,16 +206,8 @@ class Engine:
         return taken.record
 
     def _release(self, ended):
-        """Let go of what a run has held, now that its outcome is on disk."""
-        run = ended.run
-        self._lane(run.rule, run.host).busy.discard(run.slot)
-        for job_id in run.ids():
-            job = self.jobs.get(job_id)
-            if job:
-                job.busy = {place: by for place, by in job.busy.items() if by != run.id}
-                self.dirty[job_id] = None
         self.tell.run_ended(ended)
-        self.dirs.forget(run)
+        self.dirty |= dict.fromkeys(self.dispatch.release(ended.run))
 
     # ---- decisions ----
 
@@ -244,8 +234,7 @@ class Engine:
 
     def _queue(self, job, decision):
         for start in decision.starts:
-            bounded = start.rule == "submit" and not job.record.contacted
-            self._lane(start.rule, start.host).offer(job.id, job.user, job.record.size, bounded)
+            self.dispatch.offer(job, start)
         for wait in decision.waits:
             if wait.until:
                 self._wake(job.id, wait.until)
@@ -254,45 +243,16 @@ class Engine:
     def _world(self, tree):
         return decide.World(self.trees[tree], self.rules, self.clock(), self.down, self.blocked.get(tree, ""), self.polls)
 
-    def _lane(self, rule, host):
-        if (rule, host) not in self.lanes:
-            its = self.rules[rule]
-            self.lanes[rule, host] = Lane(rule, host, its.batch, its.parallel, its.alone_above)
-        return self.lanes[rule, host]
-
     # ---- starting ----
 
-    async def _fill_lanes(self):
+    async def _start_runs(self):
         """Begin a run in each free slot for which something waits: first what the record must hold, then the hook."""
         if self.starting:
             return
-        batches, plans, promised = [], {}, Counter()
-        for lane in list(self.lanes.values()):
-            while found := lane.next_batch(self._room(lane, promised)):
-                slot, job_ids = found
-                run_id = self.dirs.new_id(lane.rule)
-                begun = {i: start for i in job_ids if (start := self._still_due(i, lane))}
-                if not begun:
-                    continue
-                lane.busy.add(slot)
-                promised[lane.host] += sum(s.rule == "submit" and not self.jobs.get(i).record.contacted for i, s in begun.items())
-                for job_id, start in begun.items():
-                    job = self.jobs.get(job_id)
-                    job.busy |= dict.fromkeys(decide.touches(self.rules[lane.rule]), run_id)
-                    new = self._begin(job.record, start, run_id)
-                    if new != job.record:
-                        plans[job_id] = steps.create(job, new) if start.rule == "pull" else steps.save(job, new)
-                batches.append((lane, slot, run_id, begun, set(plans)))
-        good = await self._carry_out(plans)
-        for lane, slot, run_id, begun, planned in batches:
-            self._start(lane, slot, run_id, {i: s for i, s in begun.items() if i not in planned or i in good}, begun)
-
-    def _room(self, lane, promised):
-        """Return how many more jobs a compute host may hold, or None."""
-        host = self.config.host.get(lane.host)
-        if lane.rule != "submit" or not host or host.max_running is None:
-            return None
-        return host.max_running - self.jobs.attempts[lane.host] - promised[lane.host]
+        batches = self.dispatch.batches(self._still_due)
+        good = await self._carry_out({i: plan for batch in batches for i, plan in batch.plans.items()})
+        for batch in batches:
+            self.dispatch.start(batch, good)
 
     def _still_due(self, job_id, lane):
         """Return the Start that a queued job is waiting for, if it is still to begin; else have it looked at."""
@@ -305,66 +265,6 @@ class Engine:
             self.touch(job_id)
         return None
 
-    @staticmethod
-    def _begin(rec, start, run_id):
-        """Return the record as it must be before a run begins."""
-        if start.rule == "pull":
-            return replace(rec, pulling=run_id)
-        return record.contact(rec, start.host) if start.rule == "submit" else rec
-
-    def _start(self, lane, slot, run_id, begun, all_of_it):
-        for job_id in all_of_it.keys() - begun.keys():  # its plan failed: the disk
-            job = self.jobs.get(job_id)
-            job.busy = {place: by for place, by in job.busy.items() if by != run_id}
-        if not begun:
-            lane.busy.discard(slot)
-            return
-        rule = self.rules[lane.rule]
-        lines = [self._line(self.jobs.get(i), start, run_id) for i, start in begun.items()]
-        run = self.dirs.prepare(run_id, rule.name, lane.host, slot, lines, rule.timeout, self.hooks[rule.name])
-        self._spawn(self._carry(run))
-
-    def _line(self, job, start, run_id):
-        """Return what the hook is told of a job."""
-        rec, request = job.record, start.request
-        old = rec.old if rec.old and start.attempt == rec.old.token else None
-        place = next(iter(on.split(":")[0] for on in self.rules[start.rule].on), "mirror")
-        fields = {**steps.marker_fields(rec), **rec.fields, **rec.tries.get(start.rule, {}).get("fields", {})}
-        if start.rule == "pull" and rec.phase in FINAL and rec.ended_as("push") in ("", record.GAVE_UP):
-            fields["spare"] = os.path.join(record.directory(job.dir), f"made.{rec.attempt}")
-        return {
-            "tree": job.id.tree,
-            "job": job.id.job,
-            "dir": job.dir,
-            "place": request.place if request else place,
-            "marker": request.marker if request else start.marker or rec.phase,
-            "attempt": old.attempt if old else rec.attempt,
-            "token": old.token if old else rec.token,
-            "host": old.host if old else start.host if start.rule == "submit" else rec.host,
-            "identity": request.ns if request else "",
-            "accepted": rec.accepted_at(WEB),
-            "fields": {} if old else fields,
-            "ended": {k.split("@")[0]: how for k, how in rec.ended.items() if k.endswith(f"@{rec.phase}")},
-            "run": run_id,
-            "request": str(request) if request else "",
-        }
-
-    def _spawn(self, coroutine):
-        task = asyncio.ensure_future(coroutine)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-
-    async def _carry(self, run):
-        """Carry one run to its end, and to the end of whatever it has left running."""
-        while not self.dirs.is_free(run.lock):
-            await asyncio.sleep(ORPHAN_GLANCE)
-        self.tell.run_begins(run)
-        ended = await self.runner.run(run, lambda: self.tell.run_goes_on(run))
-        while not self.dirs.is_free(run.lock):
-            await asyncio.sleep(ORPHAN_GLANCE)
-        self.ended.append(ended)
-        self.kick.set()
-
     # ---- after a crash ----
 
     async def recover(self):
@@ -375,24 +275,12 @@ class Engine:
             elif self.dirs.is_free(run.lock):
                 self.ended.append(self.dirs.collect(run, None))
             else:
-                self._adopt(run)
+                for job_id in run.ids():
+                    self._take(job_id)
+                self.dispatch.adopt(run)
         while self.ended:
             await self.one_pass()
         self.starting = False
-        self.kick.set()
-
-    def _adopt(self, run):
-        self._lane(run.rule, run.host).busy.add(run.slot)
-        for job_id in run.ids():
-            job = self._take(job_id)
-            if job:
-                job.busy |= dict.fromkeys(decide.touches(self.rules[run.rule]), run.id)
-        self._spawn(self._await_orphan(run))
-
-    async def _await_orphan(self, run):
-        while not self.dirs.is_free(run.lock):
-            await asyncio.sleep(ORPHAN_GLANCE)
-        self.ended.append(self.dirs.collect(run, None))
         self.kick.set()
 
 

@@ -117,6 +117,13 @@ class Run:
         """Return the jobs of which nothing has been said yet."""
         return [job for job in self.jobs if job not in self.settled]
 
+    def failures(self, carried):
+        """Settle the jobs of a transfer (job -> what came, or the error it met) that failed; return them."""
+        failed = {job: error for job, error in carried.items() if isinstance(error, Exception)}
+        for job, error in failed.items():
+            self.not_carried(job, error)
+        return failed
+
     def not_carried(self, job, error):
         """Settle a job whose own files could not be carried: again a few times, then failed with the files' names."""
         times = int(job.fields.get("not_carried") or 0) + 1

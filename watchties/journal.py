@@ -162,7 +162,7 @@ class Journal(Reader):
         return self._write([("INSERT OR IGNORE INTO refused (tree, name, reason, at) VALUES (?,?,?,?)", [row])])
 
     def prune(self, before):
-        """Forget history and refusals older than `before` (seconds since 1970), PRUNE_ROWS lines of history at most; return how many lines went."""
+        """Forget history and refusals older than `before` (seconds since 1970), PRUNE_ROWS lines at most; return how many went."""
         old = f"DELETE FROM history WHERE id IN (SELECT id FROM history WHERE at < ? ORDER BY at LIMIT {PRUNE_ROWS})"
         changes = self.db.total_changes
         self._write([(old, [(before,)]), ("DELETE FROM refused WHERE at < ?", [(before,)])])

@@ -30,7 +30,7 @@ MAX_SUBJECT = 200  # characters
 FINISHED = ("done", "skipped", "")  # how a rule may have ended without anybody missing anything
 
 CAUSE_WORDS = {  # cause -> (what happened, what to do about it)
-    "exit": ("Its command ended with an exit code that says failure.", "Read the last lines of its error output and put right what they name."),
+    "exit": ("Its command ended with an exit code for failure.", "Read the last lines of its error output and put right what they name."),
     "rejected": ("It was not accepted as it is, and was not run.", "Put right what the reason names."),
     "lost": (
         "It vanished: the compute host no longer knows it, and it left no exit code. It was killed, or its host was restarted.",
@@ -42,7 +42,7 @@ CAUSE_WORDS = {  # cause -> (what happened, what to do about it)
         "The administrator has been told; try again when the reason named below is gone.",
     ),
     "success": (
-        "Its command ended by itself, but what counts as success was not met: something required is missing, or something forbidden is there.",
+        "Its command ended by itself, but without success: something required is missing, or something forbidden is there.",
         "Look for the file or the output that the reason names.",
     ),
     "memory": ("It needed more memory than it was given.", "Ask for more memory in job.toml, or make the problem smaller."),
@@ -202,7 +202,8 @@ def _places(config, job):
 def _unfinished(job):
     """Return a warning if rules before this one gave up; job.ended: rule, or rule@state, -> how it ended."""
     how_ended = {tuple(key.partition("@")[::2]): how for key, how in (job.ended or {}).items()}
-    late = [model.one_line(rule) for (rule, state), how in how_ended.items() if how not in FINISHED and rule != "mail" and state in ("", job.marker)]
+    here = {rule: how for (rule, state), how in how_ended.items() if state in ("", job.marker) and rule != "mail"}
+    late = [model.one_line(rule) for rule, how in here.items() if how not in FINISHED]
     return late and f"Not everything could be finished yet ({', '.join(late)}): results may still be missing on the web host." or ""
 
 

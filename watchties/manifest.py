@@ -78,8 +78,8 @@ def totals(entries):
 
 
 def changed(before, now):
-    """Return the paths of the list `before` that are not the same in `now`."""
-    return {path for path, entry in before.items() if now.get(path) != entry}
+    """Return the files and links of the list `before` that are not the same in `now`; a directory that is gone is no change."""
+    return {path for path, entry in before.items() if now.get(path, Entry(DIRECTORY) if entry.s == DIRECTORY else None) != entry}
 
 
 def made(before, now, listed):
@@ -108,7 +108,7 @@ def _inside(home, path, target):
     return written.split("/")[0] != ".." and (resolved == home or resolved.startswith(home + "/"))
 
 
-def leave_links(job, entries, allowed=None):
+def leave_links(job, entries):
     """Remove links that lead outside from the mirror, and from `entries`; name them in the log; return them."""
     outside = leading_outside(job.dir, entries)
     for path in outside:

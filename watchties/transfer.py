@@ -113,11 +113,12 @@ def data_of(config, tree, host):
 # ---- one rsync ----
 
 
-def rsync(route, names, *, inward, recursive=True, exclude=(), listing=False, dry=False, timeout=86400):
-    """Run one rsync between the two tree roots; return {path: kind} (rsync's f, d, L ...) if `listing`, else {}.
+def rsync(route, names, *, inward, recursive=True, exclude=(), listing=False, dry=False, missing_ok=False, timeout=86400):
+    """Run one rsync between the two tree roots; if `listing`, return {path: item} of all there is, changed or not.
 
     names: paths below the root. inward: from the host into the mirror. exclude: paths below the root that stay as
-    they are. Raises RsyncFailed, or Unreachable where ssh itself failed.
+    they are. An item is rsync's (rsync(1), --itemize-changes): it begins with a dot if no content had to travel.
+    Raises RsyncFailed, or Unreachable where ssh itself failed.
     """
     there, here = endpoint(route) + "/", route.mirror + "/"
     argv = ["rsync", *OPTIONS, "-r" if recursive else "-d", *modes(route, inward), *remote_shell(route.far)]
@@ -125,6 +126,7 @@ def rsync(route, names, *, inward, recursive=True, exclude=(), listing=False, dr
     argv += [f"--bwlimit={route.bwlimit}"] if route.bwlimit else []
     argv += ["-8", "-ii", "--out-format=%i %n"] if listing else []
     argv += ["--dry-run"] if dry else []
+    argv += ["--ignore-missing-args"] if missing_ok else []
     with _exclude_file(exclude) as excluded:
         argv += excluded + ["--", *((there, here) if inward else (here, there))]
         result = shell.run(argv, stdin="\0".join(names), timeout=timeout, env=shell.outside_environment(LC_ALL="C"))
@@ -192,10 +194,10 @@ def exactly(path):
 
 
 def itemised(out):
-    """Yield (path, kind) for each line of rsync -ii --out-format="%i %n"; print what else it said."""
+    """Yield (path, item) for each line of rsync -ii --out-format="%i %n"; print what else it said."""
     for line in out.split("\n"):  # not splitlines: a name may hold other ends of line
         if re.match(r"[<>ch.][fdLDS].{9} ", line):
-            yield _unescaped(line[12:]).rstrip("/"), line[1]
+            yield _unescaped(line[12:]).rstrip("/"), line[:11]
         elif line.strip():
             print("rsync:", printable(line))
 
@@ -210,7 +212,7 @@ def _unescaped(name):
 
 
 def carry(route, names, *, spared=None, **how):
-    """Carry many jobs in as few rsyncs as one bad job allows; return job -> {path in the job: kind}, or the RsyncFailed it met.
+    """Carry many jobs in as few rsyncs as one bad job allows; return job -> {path in the job: item}, or the RsyncFailed it met.
 
     names: job -> paths below the tree's root. spared: job -> paths in the job that are left as they are; such jobs
     travel alone, as rsync tries every pattern on every file. how: as for `rsync`.
@@ -230,10 +232,10 @@ def carry(route, names, *, spared=None, **how):
 
 def _by_job(jobs, listed, levels):
     found = {job.job: {} for job in jobs}
-    for path, kind in listed.items():
+    for path, item in listed.items():
         *parts, inside = path.split("/", levels)
         if len(parts) == levels:
-            found["/".join(parts)][inside] = kind
+            found["/".join(parts)][inside] = item
     return {job: found[job.job] for job in jobs}
 
 

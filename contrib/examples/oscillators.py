@@ -66,21 +66,19 @@ def rates(p, state):
     return v0, p[0] * x0 + p[1] * v0 + p[2] * x1 + p[3] * v1, v1, p[4] * x1 + p[5] * v1 + p[6] * x0 + p[7] * v0
 
 
-def advance(p, state, gap):
-    """Return the state a gap later, by its Taylor series (which ends; the remainder is below 1e-12)."""
-    size = max(1.0, sum(map(abs, p[0:4])), sum(map(abs, p[4:8])))
-    pieces = max(1, math.ceil(min(gap * size, 1000)))  # the series needs gap * size <= 1; a wild trial of refine() must not take for ever
-    for _ in range(pieces):
-        term = state
-        for k in range(1, 15):
-            term = [gap / pieces / k * rate for rate in rates(p, term)]
-            state = [s + t for s, t in zip(state, term)]
-    return state
-
-
 def transition(p, gap):
-    """Return the matrix that takes a state a gap further, by rows."""
-    columns = [advance(p, [float(i == j) for j in range(4)], gap) for i in range(4)]
+    """Return the matrix, by rows, that takes a state a gap further: Taylor's series over a short time, squared up to the gap."""
+    size = max(1.0, sum(map(abs, p[0:4])), sum(map(abs, p[4:8])))
+    doublings = max(0, math.ceil(math.log(min(gap * size, 1e9), 2)))  # the series needs time * size <= 1; its rest is below 1e-12
+    columns = []
+    for i in range(4):
+        term = state = [float(i == j) for j in range(4)]
+        for k in range(1, 15):
+            term = [gap / 2 ** doublings / k * rate for rate in rates(p, term)]
+            state = [s + t for s, t in zip(state, term)]
+        columns.append(state)
+    for _ in range(doublings):
+        columns = [[dot(row, column) for row in zip(*columns)] for column in columns]
     return list(zip(*columns))
 
 

@@ -16,7 +16,7 @@ import pytest
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, LoginPassword
 
-from watchties import mail
+from watchties import mail, retry
 from watchties.errors import Transient
 
 KEYS = "server port starttls user password_file sendmail folder from to email_file cc admin link templates".split()
@@ -91,7 +91,8 @@ def config(port, **keys):
 def deliver(port, users, again=lambda call: call(), **keys):
     conf, letters = config(port, **keys), []
     for user in users:
-        job = types.SimpleNamespace(tree="t", job=f"{user}/E", dir="/m", marker="DONE", attempt=1, token=user, host="b01", fields={}, ended={})
+        keys = {"tree": "t", "dir": "/m", "marker": "DONE", "attempt": 1, "host": "b01", "fields": {}, "ended": {}}
+        job = types.SimpleNamespace(job=f"{user}/E", token=user, **keys)
         template = ("t", "Subject: é $experiment\n\nHallo $user\n.\n.. dots\n")
         letters.append(mail.compose(conf, job, template, NOW)[0])
     return [outcome for _, outcome in mail.deliver(conf["mail"], letters, again=again)]
@@ -205,7 +206,8 @@ def test_each_outcome_is_told_before_the_next_letter_is_sent(serve):
 def certificate(tmp_path_factory):
     path = tmp_path_factory.mktemp("tls")
     names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", path / "key", "-out", path / "cert", *names]
+    files = ["-keyout", path / "key", "-out", path / "cert"]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *files, *names]
     subprocess.run(command, check=True, capture_output=True)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path / "cert", path / "key")
@@ -281,13 +283,14 @@ def run_hook(tmp_path, name, config, jobs=(), notice=None):
 
 def told_job(tmp_path, name, marker="DONE", **fields):
     (tmp_path / name).mkdir(parents=True, exist_ok=True)
-    keys = {"tree": "t", "job": name, "dir": str(tmp_path / name), "place": "mirror", "marker": marker, "attempt": 1, "token": name.replace("/", "")}
-    return keys | {"fields": {"host": "b01", **fields}, "ended": {"push": "done"}}
+    keys = {"tree": "t", "job": name, "dir": str(tmp_path / name), "place": "mirror", "marker": marker, "attempt": 1}
+    return keys | {"token": name.replace("/", ""), "fields": {"host": "b01", **fields}, "ended": {"push": "done"}}
 
 
 def test_the_mail_hook_settles_each_job_by_itself(serve, tmp_path):
     inbox = Inbox({"bad@uni.example": "550 no such user here"})
-    jobs = [told_job(tmp_path, f"{user}/E", "FAILED", cause="exit", exit="3", reason="exit code 3") for user in ("al", "bad", "n..n", "o b")]
+    keys = {"cause": "exit", "exit": "3", "reason": "exit code 3"}
+    jobs = [told_job(tmp_path, f"{user}/E", "FAILED", **keys) for user in ("al", "bad", "n..n", "o b")]
     (tmp_path / "al/E/remote_ties_run.err").write_text("KeyError: dial\n")
     (tmp_path / "al/E/email").write_text("ada@own.example\n")
     (tmp_path / "o b/E/email").write_text("eve@evil.example\nBcc: x@y.example")
@@ -301,8 +304,9 @@ def test_the_mail_hook_settles_each_job_by_itself(serve, tmp_path):
 
 
 def test_the_mail_hook_with_no_server_there_says_again_for_all(tmp_path):
-    code, told, _, err = run_hook(tmp_path, "mail", config(port := free_port()), [told_job(tmp_path, f"{user}/E") for user in "ab"])
+    code, told, out, err = run_hook(tmp_path, "mail", config(port := free_port()), [told_job(tmp_path, f"{user}/E") for user in "ab"])
     assert (code, err) == (0, "") and set(told.values()) == {("retry", f"mail server localhost:{port}: Connection refused")}
+    assert out.count("again in") == retry.TRIES - 1
 
 
 def test_the_mail_hook_without_mail_is_done(tmp_path):

@@ -297,7 +297,19 @@ MISTAKES = {
     "attribute in a pattern": (more(MAIL, 'to = "{user.x}"\n'), f"{M} to: {{user.x}} means nothing here; did you mean {{user}}?"),
     "conversion in a pattern": (
         more(MAIL, 'to = "{user!r}"\n'),
-        f"{M} to: {{user}} has more in its braces than the word; write just {{user}}",
+        f"{M} to: {{user!r}} means nothing here; did you mean {{user}}?",
+    ),
+    "ssh option without a value": (
+        more(HOST, 'ssh_options = ["-p 22", "2222"]\n'),
+        f'{H} ssh_options (item 2): "2222" is no option of ssh; write each like "Port=2222" or "-p 2222"',
+    ),
+    "no address": (
+        swap(MAIL, "root@localhost", "a@x, b@x"),
+        f'{M} admin: "a@x, b@x" is not an address; write "ann@example.org" or "Ann <ann@example.org>"',
+    ),
+    "to without @": (
+        more(MAIL, 'to = "{user}"\n'),
+        f'{M} to: is neither a pattern nor a table of addresses; write "{{user}}@example.org" or {{ ann = "ann@example.org" }}',
     ),
     "line break in an address": (
         more(MAIL, 'to = { ann = "a\\nBcc: b" }\n'),
@@ -307,7 +319,7 @@ MISTAKES = {
         more(HOST, "poll = true\n"),
         f'{H} poll: true is no duration; write a number and s, m, h or d, such as "90s", "5m", "2h"',
     ),
-    "brace": (more(MAIL, 'to = "{user"\n'), f'{M} to: "{{user" has a brace without its partner; write it twice if you mean the character'),
+    "brace": (more(MAIL, 'to = "{user"\n'), f'{M} to: "{{user" has a brace without its partner; take it out'),
     "to": (
         more(MAIL, "to = [1]\n"),
         f'{M} to: is neither a pattern nor a table of addresses; write "{{user}}@example.org" or {{ ann = "ann@example.org" }}',
@@ -599,6 +611,13 @@ def test_json_is_plain_and_whole(conf, home):
     assert data["rule"][0]["then"] == ["mirror:PENDING"] and data["rule"][0]["name"] == "pull"
 
 
+@pytest.mark.parametrize("how, lines", [("", 1), ("starttls = true\n", 0), ("port = 465\n", 0)])
+def test_a_password_in_clear_is_warned_of(conf, home, how, lines):
+    (home / "secret").touch(0o600)
+    mail = f'[mail]\n{SERVER}admin = "a@x"\nuser = "w"\npassword_file = "~/secret"\n{how}'
+    assert load(conf, {**BASE, MAIL: mail}).warnings == ["[mail] user: the password is sent in clear; set starttls = true"] * lines
+
+
 def test_it_cannot_be_changed(conf):
     loaded = load(conf, BASE)
     for thing, key in (loaded, "home"), (loaded.host["b01"], "poll"), (loaded.daemon, "grace"), (loaded.rule[0].retry, "first"):
@@ -641,7 +660,8 @@ def test_warnings(conf, change, line):
         more(TREE, SECOND),
         more(TREE, 'jobs = "lab/*/run-[0-9]"\n'),
         more(HOST, 'root = "~/compties"\nbwlimit = "1.5m"\nchmod = "Dg+s,ug+rwX,F664"\nbecome = "www-data"\n'),
-        more(MAIL, 'to = { ann = "ann@example.org" }\n'),
+        more(MAIL, 'to = { ann = "ann@example.org" }\ncc = ["Ann B. <ann@example.org>"]\nlink = "http://x/?e={experiment}"\n'),
+        more(HOST, 'ssh_options = ["-p 22 -4", "ProxyJump=a@b", "Port 22"]\n'),
         # two logins on one machine have a home each
         {HOST: BASE[HOST].replace('ssh = "vision"', 'ssh = "www@b01"')},
     ],

@@ -38,8 +38,9 @@ def event(when, job="al/E", text="", tree="t"):
 
 def test_put_many_adds_and_replaces(book):
     book.put_many([row(), row("bo/E", "DONE", since=5.0)])
-    book.put_many([tuple(row(state="SUBMITTED", attempt=2, reason="queued", since=9.0, waiting_on="the scheduler"))])
-    assert book.jobs() == [row(state="SUBMITTED", attempt=2, reason="queued", since=9.0, waiting_on="the scheduler"), row("bo/E", "DONE", since=5.0)]
+    newer = row(state="SUBMITTED", attempt=2, reason="queued", since=9.0, waiting_on="the scheduler")
+    book.put_many([tuple(newer)])
+    assert book.jobs() == [newer, row("bo/E", "DONE", since=5.0)]
     assert book.job("t", "bo/E").state == "DONE" and book.job("u", "bo/E") is None
     assert book.counts() == {"SUBMITTED": 1, "DONE": 1}
 
@@ -106,7 +107,8 @@ def test_a_reader_sees_the_old_index_or_the_new_one(book, path):
 def test_prune_forgets_what_is_older_and_not_too_much_at_once(book, monkeypatch):
     monkeypatch.setattr(journal, "PRUNE_ROWS", 3)
     book.note_many([event(when) for when in (1, 2, 3, 4, 10, 11)])
-    assert book.prune(10) == 3 and book.prune(10) == 1 and book.prune(10) == 0
+    assert book.prune(10) == 3 and [e.when for e in book.history("t", "al/E")] == [4, 10, 11]
+    assert book.prune(10) == 1 and book.prune(10) == 0
     assert [e.when for e in book.history("t", "al/E")] == [10, 11]
 
 
@@ -158,6 +160,12 @@ def newer(path):
     db.close()
 
 
+def unversioned(path):
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version=0")
+    db.close()
+
+
 def foreign(path):
     path.unlink()
     db = sqlite3.connect(path)
@@ -171,7 +179,13 @@ def columns(path):
     db.close()
 
 
-@pytest.mark.parametrize("break_it, why", [(garbage, "damaged"), (truncated, "damaged"), (newer, "newer"), (foreign, "foreign"), (columns, "foreign")])
+BROKEN = [
+    *((garbage, "damaged"), (truncated, "damaged"), (newer, "newer")),
+    *((foreign, "foreign"), (columns, "foreign"), (unversioned, "foreign")),
+]
+
+
+@pytest.mark.parametrize("break_it, why", BROKEN)
 def test_what_cannot_be_used_is_put_aside_with_a_line(path, caplog, break_it, why):
     for number in 1, 2:
         book = Journal(path)
@@ -187,6 +201,22 @@ def test_what_cannot_be_used_is_put_aside_with_a_line(path, caplog, break_it, wh
         assert caplog.messages[-1] == f"{path}: is {why}; renamed to {aside}, and a new one is made from the disk"
         assert book.put_many([row()]) and len(book.jobs()) == 1
         book.close()
+
+
+def test_what_is_put_aside_keeps_what_only_its_write_ahead_log_holds(path):
+    Journal(path).close()
+    other = sqlite3.connect(path)
+    other.execute(f"PRAGMA user_version={journal.FORMAT + 1}")
+    book = Journal(path)
+    assert book.fresh and book.put_many([row()])
+    kept = sqlite3.connect(path.with_name("journal.sqlite.newer.1"))
+    assert kept.execute("PRAGMA user_version").fetchone() == (journal.FORMAT + 1,)
+    kept.close()
+    other.close()
+    reader = Journal.reader(path)
+    assert len(reader.jobs()) == 1
+    reader.close()
+    book.close()
 
 
 def test_damage_found_while_it_runs_is_put_aside_too(path, book, caplog):

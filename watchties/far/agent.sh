@@ -13,7 +13,7 @@
 #   submit DATA RUN [SETUP] JOB ATTEMPT TOKEN COMMANDLINE               -> JOB replied|refused|error [detail]
 #   adopt DATA RUN          JOB ATTEMPT TOKEN TEXT                      -> JOB ok|error [detail]
 #   cancel DATA             JOB ATTEMPT TOKEN COMMANDLINE|-             -> JOB none|exited|ended|running|error [detail]
-#   status DATA [QUERY]     JOB ATTEMPT TOKEN                           -> JOB exit|begun|cancelled|submitted|intent|claimed|none|error [k=v ...]
+#   status DATA [QUERY]     JOB ATTEMPT TOKEN           -> JOB exit|begun|cancelled|submitted|intent|claimed|none|error [k=v ...]
 #   wrapper JOBDIR ATTEMPT TOKEN [ID]                                   what a scheduler starts
 #   version
 #
@@ -64,7 +64,7 @@ close_inherited() {
     fi
     high=
     set +f
-    for f in /proc/$$/fd/[1-9][0-9]*; do
+    for f in "/proc/$$/fd/"[1-9][0-9]*; do
         is_inherited "${f##*/}" && high="$high ${f##*/}>&-"
     done
     set -f
@@ -76,7 +76,7 @@ close_inherited() {
     fi
     export WT_CLOSED=1
     for f in "bash" "busybox${TAB}sh"; do
-        # shellcheck disable=SC2086 # two words
+        # shellcheck disable=SC2086,SC2016 # two words
         ! command -v ${f%%"$TAB"*} >/dev/null 2>&1 || exec $f -c "exec $high"'; exec sh "$0" "$@"' "$0" "$@"
     done
     ! command -v python3 >/dev/null 2>&1 || exec python3 -c 'import os, sys
@@ -98,13 +98,18 @@ is_inherited() {
     return 1
 } 2>/dev/null
 
-# durable: what was written in DATA until now outlasts a power failure; one call for a whole batch
+# durable: what was written in DATA until now outlasts a power failure; one call for a whole batch. False if it does not
 durable() {
     sync -f "$data" 2>/dev/null && return
     case $(sync --help 2>&1) in
-    *-f*) broken 71 "cannot sync $data (disk full or broken?)" ;;
+    *-f*) return 1 ;;
     esac
     sync
+}
+
+# must_be_durable: or nothing that depends on it is done
+must_be_durable() {
+    durable || broken 71 "cannot sync $data (disk full or broken?)"
 }
 
 # far_lock: publications (and claims) in DATA wait for one another. The lock is held by this process and by what it starts:
@@ -199,7 +204,7 @@ write_new() {
     { printf '%s' "$2" >"$1"; } 2>/dev/null
     written=$?
     set +C
-    return $written
+    return "$written"
 }
 
 # read_fields FILE: set $text (its k=v lines joined by tabs), $content (as it is) and the fields we know, f_KEY
@@ -446,7 +451,7 @@ do_publish() {
         each publish_restore
         each publish_write
         remove_garbage
-        durable
+        must_be_durable
         each publish_rename
         remove_garbage
         took=''
@@ -456,7 +461,7 @@ do_publish() {
             each publish_restore
             remove_garbage
         fi
-        durable
+        must_be_durable
         identities
         every publish_tell
     done
@@ -547,7 +552,7 @@ do_claim() {
         each claim_directory
         make_directories
         each claim_take
-        durable
+        must_be_durable
         every claim_tell
     done
 }
@@ -570,27 +575,696 @@ make_directories() {
 claim_take() {
     attempt_directory "$@"
     [ -d "$a" ] || { answer error "cannot make $a" && return; }
-    began=''
-    if read_fields "$a/begun"; then
-        [ "$f_state" != cancelled ] || { answer cancelled && return; }
-        IFS=$TAB
-        # shellcheck disable=SC2086
-        set -- "$@" && began=$(spaced "$text")
-    fi
-    if [ -f "$a/reply" ]; then
+    if is_tombstone; then
+        answer cancelled
+    elif [ -f "$a/reply" ]; then
         answer 'done'
     elif take_over intent; then
-        answer unknown
+        answer_unknown
     elif take_over claim; then
-        set_all_aside "$@" && answer held || answer error "$why"
-    elif take_over intent; then # an orphan's submit was faster
-        answer unknown
-    elif [ -n "$began" ]; then
-        answer unknown
+        set_all_aside held "$@"
+    elif take_over intent || [ -e "$a/begun" ]; then # an orphan's submit was faster
+        answer_unknown
     elif write_new "$a/claim.$run" ''; then
-        set_all_aside "$@" && answer new || answer error "$why"
+        set_all_aside new "$@"
     else
         answer error "cannot write in $a (disk full? not allowed?)"
     fi
-    eval "[ \"\$answer_$i\" = unknown ]" && [ -n "$began" ] && answer begun "$began"
 }
+
+# take_over claim|intent: whoever's it is, it is this run's now; false if there is none (any more)
+take_over() {
+    set +f
+    for f in "$a/$1".*; do
+        [ "$f" != "$a/$1.$run" ] || break
+    done
+    set -f
+    [ -e "$f" ] || return 1
+    [ "$f" = "$a/$1.$run" ] || mv -f "$f" "$a/$1.$run" 2>/dev/null
+}
+
+# is_tombstone: cancel was first; else the fields of `begun`, if it stands, are read
+is_tombstone() {
+    read_fields "$a/begun" && [ "$f_state" = cancelled ]
+}
+
+# answer_unknown: an intent without a reply; unless the wrapper itself has said that it began
+answer_unknown() {
+    if read_fields "$a/begun"; then
+        join_words "$text"
+        answer begun "$words"
+    else
+        answer unknown
+    fi
+}
+
+# join_words FIELDS: set $words, the fields joined by spaces
+join_words() {
+    # shellcheck disable=SC2086
+    set -- $1
+    IFS=' '
+    words="$*"
+    IFS=$TAB
+}
+
+# set_all_aside ANSWER JOB ATTEMPT TOKEN [EVIDENCE ...]: what an earlier attempt has left must not be taken for this one's
+set_all_aside() {
+    outcome=$1
+    shift 4
+    for name in SUBMITTED DONE FAILED 'remote_ties_run.*' "$@"; do
+        case /$name/ in
+        /-/) continue ;;
+        *//* | */../* | */./* | /.watchties*) answer error "$name is not a name of evidence" && return ;;
+        esac
+        set_aside_matching "$name" || { answer error "cannot move $name aside in $dir" && return; }
+    done
+    answer "$outcome"
+}
+
+# set_aside_matching NAME: the file of that name, else those that match it as a pattern
+set_aside_matching() {
+    if [ -e "$dir/$1" ] || [ -L "$dir/$1" ]; then
+        set_aside "$1"
+        return
+    fi
+    set +f
+    for f in "$dir"/$1; do # IFS is a tab: split nowhere
+        set -f
+        if [ -e "$f" ] || [ -L "$f" ]; then
+            set_aside "${f#"$dir"/}" || return 1
+        fi
+    done
+    set -f
+}
+
+# set_aside PATH: rename JOB/PATH to JOB/.watchties/before.ATTEMPT/PATH, over nothing; left alone beyond a symbolic link
+set_aside() {
+    part=$dir rest=$1
+    while [ "$rest" != "${rest#*/}" ]; do
+        part=$part/${rest%%/*} rest=${rest#*/}
+        [ ! -L "$part" ] || return 0
+    done
+    to=$dir/.watchties/before.$attempt/$1 number=0
+    while [ -e "$to" ] || [ -L "$to" ]; do
+        number=$((number + 1))
+        to=$dir/.watchties/before.$attempt/$1.$number
+    done
+    [ -d "${to%/*}" ] || mkdir -p "${to%/*}" || return 1
+    mv -f "$dir/$1" "$to"
+}
+
+claim_tell() {
+    tell "$@"
+    eval "[ \"\$answer_$i\" != done ]" || { attempt_directory "$@" && tell_reply; }
+}
+
+# tell_reply: print the stored reply as continuation lines
+tell_reply() {
+    while IFS= read -r line; do
+        printf '%s\n' "$TAB$line"
+    done <"$a/reply"
+}
+
+# ---- submit, adopt ----
+
+do_submit() { # DATA RUN [SETUP]
+    use_data "$1"
+    use_run "$2"
+    (
+        set +fu
+        IFS=$USUAL_IFS
+        here=$PWD
+        eval "${3-}" </dev/null >&2
+        cd "$here" || exit 70
+        IFS=$TAB
+        set +e -f
+        submit_all
+        exit 99 # so that a setup that exits is not taken for us
+    )
+    [ $? -eq 99 ] || broken 70 "ended early: does the setup exit?"
+}
+
+submit_all() {
+    while read_chunk 25; do
+        each submit_intend
+        must_be_durable
+        each submit_run
+        must_be_durable
+        each submit_reply
+        must_be_durable
+        remove_garbage
+        every submit_tell
+    done
+}
+
+# submit_intend JOB ATTEMPT TOKEN COMMANDLINE: the intent stands, durably, before the scheduler hears anything
+submit_intend() {
+    attempt_directory "$@" || { answer error "$why" && return; }
+    [ $# -ge 4 ] || { answer error "no command line" && return; }
+    if [ -f "$a/reply" ]; then
+        answer replied # said before; never twice
+    elif is_tombstone; then
+        answer refused cancelled
+    elif [ -e "$a/begun" ]; then
+        answer refused "it has begun already"
+    elif [ ! -e "$a/intent.$run" ] && ! fenced; then
+        answer refused "this run holds no claim"
+    fi
+}
+
+# fenced: a claim names its run, and the submit of any other run finds nothing that it could make an intent of
+fenced() {
+    mv -f "$a/claim.$run" "$a/intent.$run" 2>/dev/null
+}
+
+# submit_run JOB ATTEMPT TOKEN COMMANDLINE: what the scheduler says, whole, under a hidden name
+submit_run() {
+    attempt_directory "$@"
+    [ -e "$a/intent.$run" ] || { answer refused "another run has taken it over" && return; }
+    shift 3
+    run_here "$*" >"$a/out" 2>"$a/err"
+    code=$?
+    {
+        printf 'x\t%d\n' "$code"
+        mark_lines o <"$a/out"
+        mark_lines e <"$a/err"
+    } >"$a/reply.new" || answer error "exit code $code, but cannot write in $a (disk full?)"
+}
+
+# run_here COMMANDLINE: run it in $dir with the WT_ variables; its exit code
+run_here() {
+    (
+        cd "$dir" || exit 126
+        export WT_AGENT="$agent" WT_JOB="$dir" WT_ATTEMPT="$attempt" WT_TOKEN="$token" WT_NAME="wt.$token" WT_ID="${f_id-}"
+        IFS=$USUAL_IFS
+        set +fu
+        eval "$1"
+    ) </dev/null
+}
+
+# mark_lines LETTER: copy lines, at most 1000, with LETTER and a tab before each
+mark_lines() {
+    lines=0
+    while [ "$lines" -lt 1000 ] && { IFS= read -r line || [ -n "$line" ]; }; do
+        printf '%s\n' "$1$TAB$line"
+        lines=$((lines + 1))
+    done
+}
+
+submit_reply() {
+    attempt_directory "$@"
+    mv -f "$a/reply.new" "$a/reply" || { answer error "cannot rename in $a" && return; }
+    garbage=$garbage$a/out$NL$a/err$NL
+    answer replied
+}
+
+submit_tell() {
+    tell "$@"
+    eval "[ \"\$answer_$i\" != replied ]" || { attempt_directory "$@" && tell_reply; }
+}
+
+do_adopt() {
+    use_data "$1"
+    use_run "$2"
+    while read_chunk 100; do
+        each adopt_write
+        must_be_durable
+        each adopt_rename
+        must_be_durable
+        every tell
+    done
+}
+
+# adopt_write JOB ATTEMPT TOKEN TEXT: the id that was found by name takes the place of the reply that never came
+adopt_write() {
+    attempt_directory "$@" || { answer error "$why" && return; }
+    [ ! -f "$a/reply" ] || { answer ok "it has a reply" && return; }
+    [ -e "$a/intent.$run" ] || { answer error "this run holds no intent" && return; }
+    shift 3
+    write_new "$a/reply.new" "x${TAB}0${NL}o$TAB$*$NL" || answer error "cannot write in $a (disk full?)"
+}
+
+adopt_rename() {
+    attempt_directory "$@"
+    mv -f "$a/reply.new" "$a/reply" && answer ok || answer error "cannot rename in $a"
+}
+
+# ---- processes: a session is known by its number, the start time of its leader, and the boot ----
+
+# use_this_host: set $this_host and $this_boot
+use_this_host() {
+    { read -r this_host </proc/sys/kernel/hostname && read -r this_boot </proc/sys/kernel/random/boot_id; } 2>/dev/null ||
+        this_host=$(uname -n) this_boot=unknown
+}
+
+# process PID: set $session, $group and $start (clock ticks since boot) of a process; false if it is not there
+process() {
+    { IFS= read -r line <"/proc/$1/stat"; } 2>/dev/null || return 1
+    IFS=' '
+    # shellcheck disable=SC2086
+    set -- ${line##*") "}
+    IFS=$TAB
+    group=$3 session=$4
+    shift 19
+    start=$1
+}
+
+# scan_processes: set $sessions (" 12 15 ": those with a living process), $starts (" 12:991 ...": of every process) and
+# $processes (PID SESSION GROUP, one a line). A process may have a line feed in its name: hence grep -H.
+scan_processes() {
+    set +f
+    processes=$(LC_ALL=C grep -Hs '' /proc/[0-9]*/stat | LC_ALL=C awk '
+        {
+            split($0, path, "/")
+            if (!match($0, /.*\) /) || split(substr($0, RLENGTH + 1), f, " ") < 20) next
+            starts = starts " " path[3] ":" f[20]
+            if (f[1] ~ /[ZX]/) next
+            sessions = sessions " " f[4]
+            list = list "\n" path[3] "\t" f[4] "\t" f[3]
+        }
+        END { print sessions " "; print starts " " list }')
+    set -f
+    sessions=${processes%%"$NL"*} processes=${processes#*"$NL"}
+    starts=${processes%%"$NL"*} processes=${processes#*"$NL"}
+    [ -n "$starts" ] || broken 72 "cannot read /proc"
+}
+
+# session_lives SESSION LEADER_START: by the last scan; a number that was used again is another session
+session_lives() {
+    case $sessions in *" $1 "*) ;; *) return 1 ;; esac
+    case $starts in
+    *" $1:$2 "*) return 0 ;;
+    *" $1:"*) return 1 ;;
+    esac
+}
+
+# where_begun: whether what `begun` tells of can be seen from here: here, gone (this host has booted since), elsewhere
+where_begun() {
+    if [ "$f_host" != "$this_host" ] || [ -z "$f_session" ]; then
+        where=elsewhere
+    elif [ "$f_boot" != "$this_boot" ]; then
+        where=gone
+    else
+        where=here
+    fi
+}
+
+# ---- wrapper ----
+
+do_wrapper() { # JOBDIR ATTEMPT TOKEN [ID]
+    case $1 in
+    /*) dir=$1 ;;
+    *) dir=$PWD/$1 ;;
+    esac
+    attempt=$2 token=$3 data=$dir
+    is_number "$attempt" && is_word "$token" || usage
+    [ -d "$dir" ] && [ ! -L "$dir" ] && [ ! -L "$dir/.watchties" ] || broken 66 "there is no directory $dir"
+    a=$dir/.watchties/$attempt.$token
+    [ -d "$a" ] || mkdir -p "$a" || exit 73
+    wrapper_begin "${4:-${SLURM_JOB_ID:-${LSB_JOBID:-${PBS_JOBID:-${JOB_ID:-$$}}}}}" || exit 0
+    wrapper_run
+    until wrapper_exit; do # the disk is full: better late than never
+        tries=$((${tries-0} + 1))
+        [ "$tries" -lt 180 ] || break
+        sleep 10
+    done
+    wrapper_publish
+    case $code in 99 | 100) exit 1 ;; esac # Grid Engine would requeue it, or put it into error state
+    exit "$code"
+}
+
+# wrapper_begin ID: tell that it begins; false if it, or the tombstone, was there before
+wrapper_begin() {
+    [ ! -e "$a/begun" ] || return 1
+    use_this_host
+    process $$ || session=$$ group=$$ start=-
+    mine=$start leader=$start
+    [ "$session" = $$ ] || { process "$session" && leader=$start || leader=-; }
+    process $$ || session=$$
+    clock
+    began=$iso began_at=$uptime
+    candidate=$a/begun.$this_host.$$
+    case $1 in
+    *[!A-Za-z0-9._:@+-]*) id=$(printf '%s' "$1" | tr -c 'A-Za-z0-9._:@+[]-' _) ;;
+    *) id=$1 ;;
+    esac
+    write_new "$candidate" "state=begun${NL}id=$id${NL}host=$this_host${NL}pid=$$${NL}session=$session${NL}group=$group
+start=$mine${NL}leader=$leader${NL}boot=$this_boot${NL}began=$began$NL" || broken 73 "cannot write in $a"
+    sync "$candidate" # a power failure must not leave an empty file under the name that decides
+    begun_is_one_name "$candidate" && return
+    rm -f "$candidate"
+    return 1
+}
+
+# begun_is_one_name FILE: FILE becomes `begun`, by one atomic operation, unless another one has become it before
+begun_is_one_name() {
+    [ ! -d "$a/begun" ] || return 1
+    ln "$1" "$a/begun" 2>/dev/null || is_same_text "$1" "$a/begun" # a network file system may do it and say no
+}
+
+is_same_text() {
+    read_fields "$1"
+    wanted=$content
+    read_fields "$2" && [ "$content" = "$wanted" ]
+}
+
+# clock: set $iso (UTC), and $uptime in hundredths of a second, which nobody sets
+clock() {
+    iso=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+    IFS=' ' read -r uptime line </proc/uptime
+    uptime=${uptime%.*}${uptime#*.}
+}
+
+# wrapper_run: run the job's command in a process of its own; set $code
+wrapper_run() {
+    child='' stopped='' killed=''
+    trap wrapper_stop TERM INT HUP
+    cd "${agent%/*}/.." && export COMPTIES_HOME="$PWD" PATH="$PWD/bin:$PATH"
+    cd "$dir" || exit 1
+    clear_name "$dir" remote_ties_run.res
+    clear_name "$dir" remote_ties_run.err
+    code=143
+    if [ -z "$stopped" ]; then
+        wrapper_child </dev/null >remote_ties_run.res 2>remote_ties_run.err &
+        child=$!
+        [ -z "$stopped" ] || kill -TERM "$child"
+        wait "$child"
+        code=$?
+        while [ -n "$stopped" ] && kill -0 "$child" 2>/dev/null; do # that wait was cut short
+            wait "$child"
+            code=$?
+        done
+    fi
+    [ -n "$stopped" ] || [ "$code" -gt 128 ] && [ -f "$a/killed" ] && killed=1
+    trap '' TERM INT HUP
+}
+
+wrapper_child() {
+    IFS=$USUAL_IFS
+    set +fu
+    unset WT_AGENT WT_JOB WT_ATTEMPT WT_TOKEN WT_NAME WT_ID
+    if [ -d command ] || [ ! -e command ]; then
+        printf 'watchties: there is no file "command" in %s\n' "$dir" >&2
+        exit 127
+    fi
+    [ ! -x command ] || exec ./command
+    exec sh ./command
+}
+
+# wrapper_stop: the scheduler, or cancel, wants an end: pass it on, once, as TERM (a background process ignores INT)
+wrapper_stop() {
+    trap '' TERM INT HUP
+    stopped=1
+    read_fields "$a/killed" && [ "$f_state" = session ] && return # cancel has told the others itself
+    if [ "$group" = $$ ]; then
+        kill -TERM 0
+    elif [ -n "$child" ]; then # the group is the scheduler's own
+        kill -TERM "$child" 2>/dev/null
+    fi
+}
+
+# wrapper_exit: write `exit` and the marker, whole and durable; the marker still hidden. False if that cannot be done
+wrapper_exit() {
+    clock
+    took=$((uptime - began_at))
+    marker=FAILED signal='' cause=''
+    [ "$code" -ne 0 ] || [ -n "$killed" ] || marker=DONE
+    [ "$code" -le 128 ] || signal="signal=$((code - 128))$NL"
+    [ "$marker" = DONE ] || cause="cause=exit$NL"
+    [ -z "$killed" ] || cause="cause=cancelled$NL"
+    IFS=' '
+    # shellcheck disable=SC2046
+    set -- $(count_files)
+    IFS=$TAB
+    hundredths=0$((took % 100))
+    write_new "$a/exit.new" "code=$code$NL${signal}began=$began${NL}ended=$iso${NL}seconds=$((took / 100)).${hundredths#"${hundredths%??}"}
+files=${1-}${NL}bytes=${2-}$NL${killed:+killed=1$NL}" || return 1
+    write_new "$dir/.watchties.new.$marker" "state=$marker${NL}attempt=$attempt${NL}token=$token${NL}exit=$code${NL}ended=$iso$NL$cause" ||
+        return 1
+    durable && mv -f "$a/exit.new" "$a/exit" && durable
+}
+
+# count_files: print number and bytes of the regular files in the job, without what is ours (markers, record)
+count_files() {
+    find . \( -path './.watchties*' -o -path ./PENDING -o -path ./SUBMITTED -o -path ./DONE -o -path ./FAILED -o -path ./CANCEL \) -prune \
+        -o -type f -exec stat -c %s {} + 2>/dev/null | awk '{ n++; bytes += $1 } END { printf "%d %.0f\n", n, bytes }'
+}
+
+# wrapper_publish: the marker stands, the other states' markers go; unless a newer attempt's stand there
+wrapper_publish() {
+    garbage=$candidate$NL
+    if newer_than "$attempt" "$marker" "$token"; then
+        garbage=$garbage$dir/.watchties.new.$marker$NL
+    else
+        clear_name "$dir" "$marker"
+        mv -f "$dir/.watchties.new.$marker" "$dir/$marker"
+        for name in SUBMITTED DONE FAILED; do
+            [ "$name" = "$marker" ] || garbage=$garbage$dir/$name$NL
+        done
+    fi
+    remove_garbage
+}
+
+# ---- cancel ----
+
+do_cancel() {
+    use_data "$1"
+    use_this_host
+    while read_chunk 50; do
+        each cancel_entomb
+        must_be_durable
+        remove_garbage
+        each cancel_ask
+        cancel_waits
+        each cancel_look
+        every tell
+    done
+}
+
+# cancel_entomb JOB ATTEMPT TOKEN COMMANDLINE|-: the tombstone stands, or what has begun is told to be killed
+cancel_entomb() {
+    eval "session_$i= asks_$i= "
+    attempt_directory "$@" || { answer error "$why" && return; }
+    answer_exit && return
+    if [ ! -e "$a/begun" ]; then
+        [ -d "$a" ] || mkdir -p "$a"
+        write_new "$a/begun.cancel.$$" "state=cancelled${NL}host=$this_host$NL" || { answer error "cannot write in $a" && return; }
+        garbage=$garbage$a/begun.cancel.$$$NL
+        begun_is_one_name "$a/begun.cancel.$$"
+    fi
+    is_tombstone && return
+    [ -e "$a/begun" ] || { answer error "cannot write in $a" && return; }
+    eval "again_$i="
+    [ ! -f "$a/killed" ] || eval "again_$i=1"
+    where_begun
+    how=asked
+    [ "$where" != here ] || how=session
+    write_new "$a/killed" "state=$how$NL" || answer error "cannot write in $a"
+}
+
+# answer_exit: answer by the file `exit`, if it is there: exited by itself, or ended because of us
+answer_exit() {
+    read_fields "$a/exit" || return 1
+    how=exited
+    [ -z "$f_killed" ] || how=ended
+    join_words "$text"
+    answer "$how" "$words"
+}
+
+# cancel_ask JOB ATTEMPT TOKEN COMMANDLINE|-: ask the scheduler, also for an entry that still waits in its queue
+cancel_ask() {
+    attempt_directory "$@"
+    shift 3
+    is_tombstone && entombed=1 || entombed=''
+    said=''
+    if [ "${1--}" != - ]; then
+        said=$(run_here "$*" 2>&1) && said='' || said="the scheduler's command ended with $?: ${said%%"$NL"*}"
+    fi
+    eval "said_$i=\$said"
+    [ -z "$entombed" ] || { answer none "$said" && return; }
+    where_begun
+    [ "$where" != here ] || eval "session_$i=\$f_session leader_$i=\$f_leader group_$i=\$f_group pid_$i=\$f_pid"
+}
+
+# cancel_waits: nothing is said to have ended before nothing of it runs any more. TERM, five seconds, KILL, two seconds
+cancel_waits() {
+    scan_processes
+    living || return 0
+    signal_living TERM
+    wait_gone 5 && return
+    signal_living KILL
+    wait_gone 2
+}
+
+# living: set $targets (" SESSION " and " :GROUP " of what has to be killed and lives) and $spared; false if nothing does
+living() {
+    targets=' ' spared=' '
+    i=0
+    while [ "$i" -lt "$n" ]; do
+        i=$((i + 1))
+        eval "session=\$session_$i"
+        [ -n "$session" ] || continue
+        eval "leader=\$leader_$i group=\$group_$i pid=\$pid_$i again=\$again_$i"
+        session_lives "$session" "$leader" || continue
+        # a session that is not the wrapper's own may be the scheduler's: only the wrapper's group is ours then
+        [ "$session" = "$pid" ] && targets="$targets$session " || targets="$targets:$group "
+        # the wrapper may write its exit file; only when asked again is it killed too
+        [ -n "$again" ] || spared="$spared$pid "
+    done
+    [ "$targets" != ' ' ]
+}
+
+# signal_living SIGNAL: to every process of $targets; KILL not to $spared
+signal_living() {
+    signal=$1
+    IFS=$NL
+    # shellcheck disable=SC2086
+    set -- $processes
+    IFS=$TAB
+    for line; do
+        # shellcheck disable=SC2086
+        set -- $line
+        case $targets in
+        *" $2 "* | *" :$3 "*) ;;
+        *) continue ;;
+        esac
+        [ "$signal" != KILL ] || case $spared in *" $1 "*) continue ;; esac
+        kill "-$signal" "$1" 2>/dev/null
+    done
+}
+
+# wait_gone SECONDS: true as soon as nothing of it lives
+wait_gone() {
+    polls=0
+    while [ "$polls" -lt $(($1 * 10)) ]; do
+        sleep 0.1 2>/dev/null || { sleep 1 && polls=$((polls + 9)); }
+        polls=$((polls + 1))
+        scan_processes
+        living || return 0
+    done
+    return 1
+}
+
+# cancel_look JOB ATTEMPT TOKEN: what is left, by the last scan and the files
+cancel_look() {
+    attempt_directory "$@"
+    is_tombstone
+    where_begun
+    eval "said=\${said_$i:+; \$said_$i}"
+    if [ "$where" = here ] && session_lives "$f_session" "$f_leader"; then
+        answer running "still there on this host, pid $f_pid$said"
+    elif answer_exit; then
+        :
+    elif [ "$where" = elsewhere ]; then
+        answer running "it began on host ${f_host:-unknown}; no exit file yet$said"
+    else
+        answer ended
+    fi
+}
+
+# ---- status ----
+
+do_status() { # DATA [QUERY]
+    use_data "$1"
+    use_this_host
+    query=${2-}
+    [ -z "$query" ] || ask_scheduler "$query"
+    sessions=''
+    while read_chunk 100; do
+        every status_tell
+    done
+    [ -z "$query" ] || tell_query
+}
+
+# ask_scheduler QUERY: before any file is read, so that a job that ends in between is seen by its file
+ask_scheduler() {
+    scratch=$(mktemp -d 2>/dev/null) || { scratch=$data/.watchties.query.$$ && mkdir "$scratch"; } || broken 73 "cannot write in $data"
+    trap 'rm -rf "$scratch"' EXIT
+    (
+        set +fu
+        IFS=$USUAL_IFS
+        eval "$1"
+    ) </dev/null >"$scratch/out" 2>"$scratch/err"
+    query_code=$?
+}
+
+tell_query() {
+    printf '%s\n' "${TAB}query$TAB$query_code"
+    for letter in o e; do
+        case $letter in
+        o) f=$scratch/out ;;
+        e) f=$scratch/err ;;
+        esac
+        while IFS= read -r line || [ -n "$line" ]; do
+            printf '%s\n' "$TAB$letter$TAB$line"
+        done <"$f"
+    done
+}
+
+status_tell() { # JOB ATTEMPT TOKEN
+    job=${1--} alive=''
+    if ! attempt_directory "$@"; then
+        state=error text=$why
+    elif read_fields "$a/exit"; then
+        state='exit'
+    elif read_fields "$a/begun"; then
+        status_begun
+    elif [ -f "$a/reply" ]; then
+        state=submitted text=''
+    else
+        state=none text=''
+        set +f
+        for f in "$a"/claim.* "$a"/intent.*; do
+            case $f in
+            */claim.?*) [ ! -e "$f" ] || state=claimed ;;
+            *) [ ! -e "$f" ] || state=intent ;;
+            esac
+        done
+        set -f
+    fi
+    printf '%s\n' "$job$TAB$state${text:+$TAB$text}${alive:+${TAB}alive=$alive}"
+}
+
+# status_begun: it has begun, as far as the files say; is it alive? Its end may be written while we look
+status_begun() {
+    state=begun
+    [ "$f_state" != cancelled ] || { state=cancelled text='' && return; }
+    where_begun
+    alive=unknown
+    case $where in
+    gone) alive=no ;;
+    here)
+        alive=yes
+        if [ -z "$sessions" ] || ! session_lives "$f_session" "$f_leader"; then
+            scan_processes # one for the whole call, and one for each that has vanished
+            session_lives "$f_session" "$f_leader" || alive=no
+        fi
+        ;;
+    esac
+    [ "$alive" = no ] && [ -f "$a/exit" ] && read_fields "$a/exit" && state='exit' alive=''
+}
+
+# ---- here it begins ----
+
+close_inherited "$@"
+case $0 in
+/*) agent=$0 ;;
+*) agent=$PWD/$0 ;;
+esac
+[ $# -ge 1 ] || usage
+command=$1
+shift
+case $command:$# in
+version:0) printf 'agent %s\n' "$AGENT_VERSION" ;;
+publish:1) do_publish "$@" ;;
+identify:1) do_identify "$@" ;;
+list:[3-9]) do_list "$@" ;;
+claim:2) do_claim "$@" ;;
+submit:[23]) do_submit "$@" ;;
+adopt:2) do_adopt "$@" ;;
+cancel:1) do_cancel "$@" ;;
+status:[12]) do_status "$@" ;;
+wrapper:[34]) do_wrapper "$@" ;;
+*) usage ;;
+esac
+exit 0

@@ -1,0 +1,175 @@
+"""From jobs that may go to runs at work: lanes, batches, what a hook is told, locks that outlive their daemon.
+
+Knows: which rule has which lane, how many jobs a host may hold, the line a hook is given for a job.
+Must not know: how a decision was reached, what an outcome means, when the record is durable (the engine asks and tells).
+"""
+
+import asyncio
+import os
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from watchties import decide, record, steps
+from watchties.lanes import Lane
+from watchties.model import FINAL, MIRROR, WEB
+
+ORPHAN_GLANCE = 0.2  # seconds between two looks at a lock that an orphan holds
+
+
+@dataclass
+class Batch:
+    """A run that is about to begin. begun: JobId -> Start; plans: JobId -> the plan that must be on disk first."""
+
+    lane: Lane
+    slot: str
+    run: str
+    begun: dict
+    plans: dict
+
+
+class Dispatch:
+    """The lanes of one daemon and the runs in their slots. on_end(Ended) is called when a run, and all it left, has ended."""
+
+    def __init__(self, config, jobs, runner, dirs, hooks, tell, on_end):
+        self.config, self.jobs, self.runner, self.dirs, self.hooks = config, jobs, runner, dirs, hooks
+        self.tell, self.on_end = tell, on_end
+        self.rules = {rule.name: rule for rule in config.rule}
+        self.lanes, self.tasks = {}, set()
+
+    def lane(self, rule, host):
+        """Return the lane of a rule for a host."""
+        if (rule, host) not in self.lanes:
+            its = self.rules[rule]
+            self.lanes[rule, host] = Lane(rule, host, its.batch, its.parallel, its.alone_above)
+        return self.lanes[rule, host]
+
+    def offer(self, job, start):
+        """Queue a job for the run that it may have."""
+        self.lane(start.rule, start.host).offer(job.id, job.user, job.record.size, needs_room(job, start))
+
+    def batches(self, still_due):
+        """Return a Batch for each free slot for which something waits. still_due(JobId, lane) -> Start or None."""
+        found, promised = [], Counter()
+        for lane in list(self.lanes.values()):
+            while next_batch := lane.next_batch(self._room(lane, promised)):
+                begun = {i: start for i in next_batch[1] if (start := still_due(i, lane))}
+                if begun:
+                    batch = self._begin(lane, next_batch[0], begun)
+                    promised[lane.host] += sum(needs_room(self.jobs.get(i), start) for i, start in begun.items())
+                    found.append(batch)
+        return found
+
+    def _room(self, lane, promised):
+        """Return how many more jobs a compute host may hold, or None."""
+        host = self.config.host.get(lane.host)
+        if lane.rule != "submit" or not host or host.max_running is None:
+            return None
+        return host.max_running - self.jobs.attempts[lane.host] - promised[lane.host]
+
+    def _begin(self, lane, slot, begun):
+        """Take the slot and lock the places; return the Batch with the plans of what the records must hold first."""
+        run_id, plans = self.dirs.new_id(lane.rule), {}
+        lane.busy.add(slot)
+        for job_id, start in begun.items():
+            job = self.jobs.get(job_id)
+            job.busy |= dict.fromkeys(decide.touches(self.rules[lane.rule]), run_id)
+            if lane.rule == "pull":
+                plans[job_id] = steps.create(job, replace(job.record, pulling=run_id))
+            elif lane.rule == "submit" and not job.record.contacted:
+                plans[job_id] = steps.save(job, record.contact(job.record, start.host))
+        return Batch(lane, slot, run_id, begun, plans)
+
+    def start(self, batch, good):
+        """Start the hook of a batch, for those jobs whose plan is on disk (`good`), or that needed none."""
+        failed = batch.plans.keys() - good
+        self._unlock(failed, batch.run)
+        begun = {i: start for i, start in batch.begun.items() if i not in failed}
+        if not begun:
+            batch.lane.busy.discard(batch.slot)
+            return
+        rule = self.rules[batch.lane.rule]
+        lines = [self._line(self.jobs.get(i), start, batch.run) for i, start in begun.items()]
+        run = self.dirs.prepare(batch.run, rule.name, batch.lane.host, batch.slot, lines, rule.timeout, self.hooks[rule.name])
+        self._spawn(self._carry(run))
+
+    def release(self, run):
+        """Let go of what a run has held, now that its outcome is on disk; return its jobs."""
+        self.lane(run.rule, run.host).busy.discard(run.slot)
+        self._unlock(run.ids(), run.id)
+        self.dirs.forget(run)
+        return run.ids()
+
+    def _unlock(self, job_ids, run_id):
+        for job in filter(None, map(self.jobs.get, job_ids)):
+            job.busy = {place: by for place, by in job.busy.items() if by != run_id}
+
+    def _line(self, job, start, run_id):
+        """Return what the hook is told of a job."""
+        rec, request = job.record, start.request
+        old = rec.old if rec.old and start.attempt == rec.old.token else None
+        place = next((on.split(":")[0] for on in self.rules[start.rule].on), MIRROR)
+        return {
+            "tree": job.id.tree,
+            "job": job.id.job,
+            "dir": job.dir,
+            "place": request.place if request else place,
+            "marker": request.marker if request else start.marker or rec.phase,
+            "attempt": old.attempt if old else rec.attempt,
+            "token": old.token if old else rec.token,
+            "host": old.host if old else rec.host,
+            "identity": request.ns if request else "",
+            "accepted": rec.accepted_at(WEB),
+            "fields": {} if old else told_fields(job, start.rule),
+            "ended": {k.split("@")[0]: how for k, how in rec.ended.items() if k.endswith(f"@{rec.phase}")},
+            "run": run_id,
+            "request": str(request) if request else "",
+        }
+
+    # ---- runs at work ----
+
+    def _spawn(self, coroutine):
+        task = asyncio.ensure_future(coroutine)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _carry(self, run):
+        """Carry one run to its end, and to the end of whatever it has left running."""
+        await self._until_free(run)
+        self.tell.run_begins(run)
+        ended = await self.runner.run(run, lambda: self.tell.run_goes_on(run))
+        await self._until_free(run)
+        self.on_end(ended)
+
+    async def _until_free(self, run):
+        while not self.dirs.is_free(run.lock):
+            await asyncio.sleep(ORPHAN_GLANCE)
+
+    def adopt(self, run):
+        """Take up a run of an earlier daemon that is still at work: its jobs stay busy until it ends."""
+        self.lane(run.rule, run.host).busy.add(run.slot)
+        for job in filter(None, map(self.jobs.get, run.ids())):
+            job.busy |= dict.fromkeys(decide.touches(self.rules[run.rule]), run.id)
+        self._spawn(self._await_orphan(run))
+
+    async def _await_orphan(self, run):
+        await self._until_free(run)
+        self.on_end(self.dirs.collect(run, None))
+
+
+def needs_room(job, start):
+    """Return whether this start makes the host hold one more job."""
+    return start.rule == "submit" and not job.record.contacted
+
+
+def told_fields(job, rule):
+    """Return the fields a hook is given: what the marker says, what earlier tries left; for pull what it must spare."""
+    rec = job.record
+    fields = {**steps.marker_fields(rec), **rec.fields, **rec.tries.get(rule, {}).get("fields", {})}
+    if rule == "pull" and pull_spares(rec):
+        fields["spare"] = os.path.join(record.directory(job.dir), f"made.{rec.attempt}")
+    return fields
+
+
+def pull_spares(rec):
+    """Return whether the attempt has made something that is not pushed yet, which a pull must leave alone."""
+    return rec.phase in FINAL and rec.ended_as("push") in ("", record.GAVE_UP)

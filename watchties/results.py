@@ -1,0 +1,98 @@
+"""What an attempt has made: bringing it from the compute host, keeping the list, sending just that list on.
+
+Knows: which of three versions of a file counts: as sent (manifest), in the mirror now, on the compute host.
+Must not know: what counts as success (judge.py), rsync's options, the agent.
+
+Rule [made_list]: fetch brings what differs on the compute host from the attempt's manifest, push sends only that.
+A file of the manifest that has changed in the mirror since was edited by a user for the next attempt, and is spared;
+unless it is just what the compute host has, for then an interrupted fetch has brought it.
+"""
+
+from typing import NamedTuple
+
+from watchties import manifest, transfer
+from watchties.errors import Rejected
+from watchties.model import DONE
+
+
+class Brought(NamedTuple):
+    """entries: what stands in the mirror. listed: paths on the compute host, but those spared. made: path -> Entry."""
+
+    entries: dict
+    listed: dict
+    made: dict
+    spared: set
+
+
+def bring(run, route, jobs):
+    """Bring the results of attempts that have ended; return job -> Brought. Jobs that fail are settled."""
+    sent = {job: _manifest(job) for job in jobs}
+    spared = edited(run, route, {job: manifest.changed(sent[job], manifest.walk(job.dir)) for job in jobs})
+    _write(run, "spared", {job: dict.fromkeys(sorted(paths), manifest.Entry(0)) for job, paths in spared.items()})
+    waiting = [job for job in spared if job not in run.settled]
+    carried = transfer.carry(route, {job: [job.job] for job in waiting}, spared=spared, inward=True, listing=True,
+                             missing_ok=True, timeout=run.timeout)  # fmt: skip
+    failed = run.failures(carried)
+    brought = {job: _look(job, sent[job], listed, spared[job]) for job, listed in carried.items() if job not in failed}
+    return brought
+
+
+def keep(run, route, brought):
+    """Make durable what has come, then the list of what was made; return the jobs whose list stands."""
+    transfer.settle_on_disk(route)
+    _write(run, "made", {job: result.made for job, result in brought.items()})
+    return [job for job in brought if job not in run.settled]
+
+
+def _look(job, sent, listed, spared):
+    entries = manifest.walk(job.dir)
+    manifest.leave_links(job, entries)
+    return Brought(entries, listed, manifest.made(sent, entries, listed), spared)
+
+
+def _manifest(job):
+    """Return what was sent for an attempt. Where the list is lost, what the mirror holds now is taken for it, and kept:
+    no input can then be overwritten."""
+    path = manifest.place(job, "manifest")
+    sent = manifest.read(path)
+    if sent is None:
+        print(f"{job.id}: {path} is not there; what the mirror holds now is taken for what was sent")
+        sent = manifest.walk(job.dir)
+        if errors := manifest.write("manifest", {job: sent}):
+            raise errors[job]
+    return sent
+
+
+def edited(run, route, touched):
+    """Return job -> those of its touched paths that the compute host has in another version; jobs that fail are settled."""
+    names = {job: [f"{job.job}/{path}" for path in sorted(paths)] for job, paths in touched.items()}
+    found = transfer.carry(route, names, inward=True, recursive=False, listing=True, dry=True, missing_ok=True, timeout=run.timeout)
+    failed = run.failures(found)
+    return {job: paths - _same(found[job]) for job, paths in touched.items() if job not in failed}
+
+
+def _same(listed):
+    return {path for path, item in listed.items() if item.startswith(".")}
+
+
+def _write(run, kind, lists):
+    for job, error in manifest.write(kind, lists).items():
+        run.retry(job, error)
+
+
+def to_send(job):
+    """Return the paths below the tree's root that push sends: what the list names and still stands in the mirror.
+
+    Only what a walk has met is sent, so that no directory on the way is a link. Raises Rejected for a DONE job
+    without a list: DONE is never shown without its results.
+    """
+    made = manifest.read(manifest.place(job, "made"))
+    if made is None:
+        if job.marker == DONE:
+            raise Rejected(f"{manifest.place(job, 'made')} is not there: what the job made is not known, fetch it again")
+        return []
+    entries = manifest.walk(job.dir)
+    outside = set(manifest.leading_outside(job.dir, {path: entries[path] for path in made if path in entries}))
+    return [f"{job.job}/{path}" for path in made if path in entries and path not in outside]
+
+

@@ -1,0 +1,30 @@
+"""Showing a job's state on the web host, from the hooks report and push.
+
+Knows: what stands in a marker there, and what the agent's answers to `publish` mean for a run.
+Must not know: who publishes at other places, transfers.
+"""
+
+from watchties.agent import identities
+
+# Fields that one run hands to the next, or to the daemon: not for readers of markers.
+INTERNAL = {"spare", "asked", "seen", "note", "identity", "pending", "cancel", "host_down", "not_carried", "short_since", "missing", "state",
+            "attempt", "token", "host", "since", "cpu_server"}  # fmt: skip
+
+
+def content(job):
+    """Return the fields of a job's marker, those that identify it first."""
+    known = {"state": job.marker, "attempt": job.attempt, "token": job.token, "host": job.host}
+    return known | {key: value for key, value in job.fields.items() if key not in INTERNAL and not isinstance(value, (dict, list))}
+
+
+def show(run, agent, jobs):
+    """Publish each job's state and settle it: done also where a newer one stands, or the job is gone from there."""
+    rows = []
+    for job, answer in agent.publish({job: content(job) for job in jobs}).items():
+        if answer.word in ("ok", "older", "missing"):
+            pending, cancel = identities((*answer.details, "-", "-")[:2])
+            note = {"older": "a newer state stands there", "missing": "the job is not there any more"}.get(answer.word, "")
+            rows.append((job, "done", note, {"pending": pending, "cancel": cancel}))
+        else:
+            rows.append((job, "retry", f"{run.host} could not show {job.marker}: {' '.join(answer.details[2:]) or answer.detail()}", {}))
+    run.settle(rows)
