@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from watchties import retry, shell, ssh
 from watchties.errors import AGAIN, CommandFailed, NotNow, Unreachable
-from watchties.model import one_line
+from watchties.model import RECORD_DIR, one_line
 from watchties.transfer import data_of
 
 SCRIPT = "scripts/agent.sh"
@@ -78,6 +78,15 @@ class Agent:
         """Run a submit command (shell text) for each job: never tried again here, as the first call may be at work still."""
         rows = {job: [*_attempt(job), command] for job, command in commands.items()}
         return self.ask("submit", rows, run, *([self.setup] if self.setup else []), once=True)
+
+    def forget_reply(self, jobs):
+        """Move aside the stored reply of jobs that the scheduler has not taken: the next claim then says unknown.
+
+        Without this the agent would give that reply for ever, as it submits nothing twice.
+        """
+        places = [shlex.quote(f"{self.data}/{job.job}/{RECORD_DIR}/{job.attempt}.{job.token}/reply") for job in jobs]
+        if places:
+            retry.network(shell.far, self.far, "; ".join(f"mv -f -- {place} {place}.refused" for place in places))
 
     def adopt(self, texts, run):
         return self.ask("adopt", {job: [*_attempt(job), text] for job, text in texts.items()}, run)

@@ -14,6 +14,8 @@ import signal
 import socket
 import time
 
+import systemd_watchdog
+
 from watchties import config as configuration
 from watchties import markers, rebuild, runs, ssh
 from watchties.engine import Engine
@@ -51,7 +53,7 @@ class Daemon:
         self.links = {name: self._link(name) for name in config.host if self._trees_of(name)}
         self.stop, self.again, self._tasks = asyncio.Event(), False, set()
         self._rescans, self._told_down, self._notices = set(), set(), asyncio.Queue()
-        self._notify = notifier()
+        self._systemd = systemd_watchdog.WatchDog()  # says nothing where systemd did not start us
 
     # ---- life ----
 
@@ -97,13 +99,13 @@ class Daemon:
         if self.journal.fresh:
             self._spawn(self._rebuild())
         log.info("watchties is at work: %s", ", ".join(f"{n} ({w.backend})" for n, w in self.watches.items()))
-        self._notify("READY=1")
+        self._systemd.ready()
         self.teller.notice(f"watchties started on {socket.gethostname()}", f"state directory: {self.state}\n")
         await self.engine.run()
 
     async def _shut_down(self):
         """Start nothing more, wait for the hooks at work, then tell them to stop; what is undone is found at the next start."""
-        self._notify("STOPPING=1")
+        self._systemd.status("stopping")
         self.engine.starting = True
         for watch in self.watches.values():
             watch.stop()
@@ -233,7 +235,8 @@ class Daemon:
             self._look_at_hosts()
             counts = f"{len(self.engine.jobs)} jobs in hand, {len(self.engine.dispatch.tasks)} runs"
             down = ", ".join(sorted(self.engine.down))
-            self._notify(f"WATCHDOG=1\nSTATUS={counts}" + (f", down: {down}" if down else ""))
+            self._systemd.status(counts + (f", down: {down}" if down else ""))
+            self._systemd.notify()
 
     def _look_at_disks(self):
         floor, before = self.config.daemon.disk_floor, dict(self.engine.blocked)
@@ -297,16 +300,6 @@ def write_config(config, state):
         json.dump(configuration.plain(config), file, ensure_ascii=False)
     os.rename(path + ".new", path)
     return path
-
-
-def notifier():
-    """Return what tells systemd of our state: does nothing where we were not started by it."""
-    if "NOTIFY_SOCKET" not in os.environ:
-        return lambda text: None
-    import systemd_watchdog
-
-    dog = systemd_watchdog.watchdog()
-    return lambda text: [dog._send(line + "\n") for line in text.split("\n")] and None
 
 
 def lock_state(state):

@@ -78,6 +78,8 @@ def results(job_dir, made, left, success):
     """
     times = {key: left[key] for key in ("began", "ended", "seconds") if left.get(key)}
     code = left.get("code", "")
+    if left.get("killed"):
+        return {"state": FAILED, "exit": code, "cause": "cancelled", "reason": "it was stopped"} | times
     if code != "0":
         return {"state": FAILED, "exit": code, "cause": "exit", "reason": how_it_ended(job_dir, made, left)} | times
     reason = next(not_met(made, success), "")

@@ -77,6 +77,11 @@ def totals(entries):
     return len(sizes), sum(sizes)
 
 
+def without_directories(entries):
+    """Return the paths of files and links: who spares a directory would spare all that is in it."""
+    return [path for path, entry in (entries or {}).items() if entry.s != DIRECTORY]
+
+
 def changed(before, now):
     """Return the files and links of the list `before` that are not the same in `now`; a directory that is gone is no change."""
     return {path for path, entry in before.items() if now.get(path, Entry(DIRECTORY) if entry.s == DIRECTORY else None) != entry}

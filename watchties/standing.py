@@ -51,7 +51,8 @@ def judged(answer, number, states, why):
     """Return the Standing of one job; `states` is None where the scheduler said nothing of use."""
     values = answer.values
     if answer.word == "exit":
-        return Standing(DONE if values.get("code") == "0" else FAILED, f"exit code {values.get('code', 'unknown')}")
+        well = values.get("code") == "0" and not values.get("killed")
+        return Standing(DONE if well else FAILED, f"exit code {values.get('code', 'unknown')}")
     if answer.word == "cancelled":
         return Standing(FAILED, "cancelled before it began")
     if answer.word == "begun" and values.get("alive") == "yes":

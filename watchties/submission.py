@@ -29,6 +29,8 @@ class Submission:
         self.scheduler = schedulers.get(host["scheduler"])
         self.resources, self.options = host.get("resources") or {}, host.get("submit_options") or []
         self.unknown = {}  # job -> why it has to be asked by name
+        self.replied = set()  # jobs whose claim came with a stored reply
+        self.useless = []  # jobs whose stored reply is no submission: it must not be given again
 
     def carry_out(self, jobs):
         """Settle every job."""
@@ -37,7 +39,8 @@ class Submission:
             self.take_up(job, claim)
         fresh = [job for job in jobs if claims[job].word in ("new", "held")]
         self.submit(self.bring_inputs(fresh))
-        self.submit(self.ask_by_name())
+        self.submit(self.begun_anew(self.ask_by_name()))
+        self.agent.forget_reply(self.useless)
         for job, why in self.unknown.items():
             self.run.retry(job, f"not known whether it was submitted: {why}")
 
@@ -54,6 +57,7 @@ class Submission:
             self.submitted(job, claim.values.get("id", ""))
         elif claim.word == "done":
             self.hear(job, *claim.reply())
+            self.replied.add(job)
         elif claim.word == "unknown":
             self.unknown[job] = "an earlier run was cut off while it was submitting"
         elif claim.word not in ("new", "held"):
@@ -92,6 +96,7 @@ class Submission:
         elif isinstance(said, Refused):
             self.run.failed(job, said.reason, cause="rejected")
         elif isinstance(said, NotNow):
+            self.useless.append(job)
             self.run.retry(job, f"{self.run.host} takes no more for now: {said.reason}")
         else:
             self.unknown[job] = said.reason
@@ -124,8 +129,17 @@ class Submission:
     def not_found_again(self, job):
         """Return whether this is the second query, a grace period after the first, that succeeded and found nothing."""
         now, asked = self.clock(), float(job.fields.get("asked") or 0)
-        if asked and now - asked >= self.run.grace:
+        twice = asked and now - asked >= self.run.grace
+        if twice and job not in self.replied:
             return True
+        if twice:
+            self.useless.append(job)
         self.run.retry(job, f"the scheduler on {self.run.host} does not know it; it is asked once more", asked=asked or now)
         del self.unknown[job]
         return False
+
+    def begun_anew(self, jobs):
+        """Note, durably, that the two queries are used up: a submit that is now cut off is asked for twice again."""
+        if jobs:
+            self.run.settle((job, "retry", "it was being submitted again", {"asked": 0}) for job in jobs)
+        return jobs

@@ -14,7 +14,7 @@ import tempfile
 from dataclasses import dataclass
 
 from watchties import manifest, retry, shell, ssh
-from watchties.errors import CommandFailed, Unreachable
+from watchties.errors import CommandFailed, NotNow, Unreachable
 from watchties.model import MARKERS, RECORD_DIR, depth, printable
 
 STALLED = 180  # seconds without a byte before rsync gives up (its --timeout)
@@ -28,6 +28,7 @@ OPTIONS = (
     "--partial-dir=" + manifest.PARTIAL,
     f"--timeout={STALLED}",
 )  # fmt: skip
+PROBE = 60  # seconds for a host to show that it is there
 NO_SETUID = "Fug-s"
 INTO_MIRROR = "Du+rwx,Fu+rw"  # what a user made read-only must not stop the next transfer
 
@@ -120,7 +121,7 @@ def rsync(route, names, *, inward, recursive=True, exclude=(), listing=False, dr
     they are. An item is rsync's (rsync(1), --itemize-changes): it begins with a dot if no content had to travel.
     Raises RsyncFailed, or Unreachable where ssh itself failed.
     """
-    there, here = endpoint(route) + "/", route.mirror + "/"
+    there, here = endpoint(route) + "/.", route.mirror + "/."  # with the dot, a root that is not there is not made
     argv = ["rsync", *OPTIONS, "-r" if recursive else "-d", *modes(route, inward), *remote_shell(route.far)]
     argv += [f"--exclude={pattern}" for pattern in never_travel(route.pattern)]
     argv += [f"--bwlimit={route.bwlimit}"] if route.bwlimit else []
@@ -130,11 +131,27 @@ def rsync(route, names, *, inward, recursive=True, exclude=(), listing=False, dr
     with _exclude_file(exclude) as excluded:
         argv += excluded + ["--", *((there, here) if inward else (here, there))]
         result = shell.run(argv, stdin="\0".join(names), timeout=timeout, env=shell.outside_environment(LC_ALL="C"))
-    if result.code == 255 and route.far.ssh:
-        raise Unreachable(f"host {route.name} cannot be reached: {(result.err.strip().splitlines() or ['ssh ended with 255'])[-1]}")
     if result.code:
-        raise RsyncFailed(argv, result, route)
+        raise failure(route, argv, result)
     return dict(itemised(result.out)) if listing else {}
+
+
+_NO_ROOT = re.compile(r'(?:change_dir|\[Receiver\] mkdir)\S* "(.*?)[/.]*" .*failed', re.MULTILINE)
+
+
+def failure(route, argv, result):
+    """Return the error for an rsync that ended badly. A host, or a tree's root, that is not there is no job's fault.
+
+    Where ssh cannot connect rsync ends with 255, 12 or 10, as it happens to notice: so the host is asked.
+    """
+    if route.far.ssh and EXIT_CODES.get(result.code, (AGAIN,))[0] == AGAIN:
+        shell.far(route.far, "true", timeout=PROBE)  # raises Unreachable
+    missing = _NO_ROOT.findall(result.err)
+    if any(path.endswith(route.far_root.rstrip("/")) for path in missing):
+        return Unreachable(f"host {route.name}: its directory {route.far_root} cannot be entered; is its disk mounted?")
+    if any(path.endswith(route.mirror.rstrip("/")) for path in missing):
+        return NotNow(f"the mirror {route.mirror} cannot be entered; is its disk mounted?")
+    return RsyncFailed(argv, result, route)
 
 
 def endpoint(route):

@@ -31,6 +31,9 @@
 #
 # Each rule of the protocol is one function with the rule's name: far_lock, restore_hidden, back_over_accepted,
 # state_rank, fenced, begun_is_one_name, cancel_waits. Tests take them out one by one.
+#
+# Functions are called by name through `each` and `every`, and eval sets variables, which shellcheck cannot see:
+# shellcheck disable=SC2329,SC2154,SC2034,SC2015
 
 AGENT_VERSION=1
 

@@ -1,0 +1,141 @@
+"""Putting agent.sh and relay.py in place on a host, and making its directories, without harming what is not ours.
+
+Knows: which files go where, how a file of ours is told from another's.
+Must not know: what agent and relay do, the command line. The far side is plain POSIX sh: nothing of ours is there yet.
+
+A file that is put there carries STAMP as its second line; only a file with that line, or with the very content of
+ours, is ever overwritten. A file comes whole under a hidden name, its size is looked at, then it is renamed.
+"""
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from importlib import resources
+
+from watchties import relays
+from watchties.errors import WatchtiesError
+
+STAMP = b"# Put here by `watchties deploy`, which overwrites it at the next call."
+FILES = {"agent.sh": "agent.sh", "relay.py": "relay.py", "relay_ties_directories": "relay.py"}  # there -> here; the last is the older name
+
+# $1 the compties directory, then names of files: tells for each new, ours or other. Changes nothing but for making directories.
+LOOK = """root=$1; shift
+for d in "$root" "$root/scripts" "$root/bin"; do mkdir -p -- "$d" || exit 1; done
+while [ "$1" != -- ]; do case $1 in /*) d=$1;; *) d=$root/$1;; esac; mkdir -p -- "$d" || exit 1; shift; done; shift
+for f; do
+    p=$root/scripts/$f
+    if [ ! -e "$p" ] && [ ! -L "$p" ]; then echo "new $f"
+    elif [ -f "$p" ] && [ ! -L "$p" ] && [ "$(sed -n 2p "$p")" = "$stamp" ]; then echo "ours $f"
+    elif [ -f "$p" ] && [ ! -L "$p" ]; then echo "other $f $(cksum <"$p")"
+    else echo "other $f"; fi
+done"""
+
+# $1 the file, $2 its size in bytes: takes the content from standard input.
+PUT = """new=${1%/*}/.watchties.deploy.$$
+trap 'rm -f -- "$new"' EXIT
+cat >"$new" || exit 1
+[ "$(wc -c <"$new")" -eq "$2" ] || { echo "it came incomplete" >&2; exit 1; }
+chmod 755 "$new" && { sync "$new" 2>/dev/null || :; } && mv -f -- "$new" "$1\""""
+
+
+class Refused(WatchtiesError):
+    """A file stands there that was not put there by us."""
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What stands on a host now. root: its compties directory; files: name -> new, replaced or unchanged; agent: its version line."""
+
+    host: str
+    root: str
+    files: dict
+    agent: str
+
+
+def source(name):
+    """Return the content of a far program as it lies in the package."""
+    return (resources.files("watchties.far") / name).read_bytes()
+
+
+def stamped(content):
+    """Return a script with STAMP as its second line."""
+    first, _, rest = content.partition(b"\n")
+    return first + b"\n" + STAMP + b"\n" + rest
+
+
+def version():
+    """Return the version line that `agent.sh version` prints for the agent of this package."""
+    line = next(line for line in source("agent.sh").decode().splitlines() if line.startswith("AGENT_VERSION="))
+    return f"agent {line.partition('=')[2]}"
+
+
+async def deploy(far, directories, force=False):
+    """Put everything in place on a host; return Deployed. directories: those of its trees, relative to its root.
+
+    Raises Refused if a file stands there that we did not put there (nothing is changed then, unless `force`), Unreachable,
+    WatchtiesError with what the host said.
+    """
+    home = dataclasses.replace(far, root=".")  # the compties directory may not be there yet
+    said = await _call(home, LOOK, [far.root, *directories, "--", *FILES])
+    found = {words[1]: words for line in said.splitlines() if len(words := line.split()) > 1}
+    foreign = [name for name in FILES if not force and is_foreign(found.get(name, ["other", name]), name)]
+    if foreign:
+        paths = ", ".join(f"{far.root}/scripts/{name}" for name in foreign)
+        raise Refused(f"host {far.name}: not put there by watchties, and left alone: {paths}; move it away, then deploy again")
+    done = {}
+    for name, here in FILES.items():
+        done[name] = await _put(home, f"{far.root}/scripts/{name}", stamped(source(here)), found[name])
+    answer, code = await relays.call(far, "sh scripts/agent.sh version")
+    if code or answer.strip() != version():
+        raise WatchtiesError(f"host {far.name}: agent.sh is in place, but does not run: {answer.strip() or f'exit code {code}'}")
+    return Deployed(far.name, far.root, done, answer.strip())
+
+
+def is_foreign(words, name):
+    """Return whether LOOK's words tell of a file that is not ours: no stamp, and other content than ours."""
+    if words[0] != "other":
+        return False
+    plain = source(FILES[name])
+    return words[2:] != [str(cksum(plain)), str(len(plain))]
+
+
+async def _put(home, path, content, words):
+    if words[0] == "ours" and await _same(home, path, content):
+        return "unchanged"
+    await _call(home, PUT, [path, str(len(content))], content)
+    return "new" if words[0] == "new" else "replaced"
+
+
+async def _same(home, path, content):
+    said = await _call(home, 'cksum <"$1"', [path])
+    return said.split() == [str(cksum(content)), str(len(content))]
+
+
+async def _call(far, script, args, stdin=b""):
+    """Run a script in the home of a host with arguments; return what it printed; raise WatchtiesError if it failed."""
+    words = ["sh", "-c", f"stamp={shlex.quote(STAMP.decode())}; {script}", "deploy", *args]
+    out, code = await relays.call(far, f"{shlex.join(words)} 2>&1", stdin)
+    if code:
+        raise WatchtiesError(f"host {far.name}: {(out.strip().splitlines() or [f'exit code {code}'])[-1]}")
+    return out
+
+
+def cksum(data):
+    """Return the checksum that cksum(1) prints (POSIX: a CRC over the data and their length)."""
+    crc, length = 0, len(data)
+    for byte in data:
+        crc = (crc << 8 & 0xFFFFFFFF) ^ _TABLE[crc >> 24 ^ byte]
+    while length:
+        crc = (crc << 8 & 0xFFFFFFFF) ^ _TABLE[crc >> 24 ^ length & 0xFF]
+        length >>= 8
+    return crc ^ 0xFFFFFFFF
+
+
+def _entry(value):
+    crc = value << 24
+    for _ in range(8):
+        crc = (crc << 1 ^ (0x04C11DB7 if crc & 0x80000000 else 0)) & 0xFFFFFFFF
+    return crc
+
+
+_TABLE = [_entry(value) for value in range(256)]
