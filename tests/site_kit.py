@@ -80,6 +80,11 @@ class Site:
             self.process = subprocess.Popen(argv, env=self.environment(), stdout=out, stderr=out, stdin=subprocess.DEVNULL)
         return self
 
+    def wait_ready(self):
+        """Wait until the daemon that was started last says that it is at work."""
+        out = self.base / "daemon.out"
+        self.wait(lambda: f"[{self.process.pid}] watchties is at work" in out.read_text(errors="replace"), 30, "at work")
+
     def kill(self):
         """End the daemon as a crash does."""
         self.process.send_signal(signal.SIGKILL)

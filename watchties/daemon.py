@@ -98,7 +98,7 @@ class Daemon:
         self._spawn(self._send_notices())
         if self.journal.fresh:
             self._spawn(self._rebuild())
-        log.info("watchties is at work: %s", ", ".join(f"{n} ({w.backend})" for n, w in self.watches.items()))
+        log.info("[%d] watchties is at work: %s", os.getpid(), ", ".join(f"{n} ({w.backend})" for n, w in self.watches.items()))
         self._systemd.ready()
         self.teller.notice(f"watchties started on {socket.gethostname()}", f"state directory: {self.state}\n")
         await self.engine.run()

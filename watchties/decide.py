@@ -389,8 +389,8 @@ def fires(rule, seen):
     if not record.phase or not stands(seen):
         return False
     shown = {f"{MIRROR}:{record.phase}"}
-    if record.phase == PENDING or record.ended_as("report" if record.phase == SUBMITTED else "push"):
-        shown.add(f"{WEB}:{record.phase}")
+    if record.phase == PENDING:
+        shown.add(f"{WEB}:{PENDING}")  # it stands there until SUBMITTED is reported
     if record.phase in FINAL and record.fields.get("exit") not in (None, ""):
         shown.add(f"{COMPUTE}:{DONE if str(record.fields['exit']) == '0' else FAILED}")
     return not shown.isdisjoint(rule.on)

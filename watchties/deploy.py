@@ -26,7 +26,6 @@ for f; do
     p=$root/scripts/$f
     if [ ! -e "$p" ] && [ ! -L "$p" ]; then echo "new $f"
     elif [ -f "$p" ] && [ ! -L "$p" ] && [ "$(sed -n 2p "$p")" = "$stamp" ]; then echo "ours $f"
-    elif [ -f "$p" ] && [ ! -L "$p" ]; then echo "other $f $(cksum <"$p")"
     else echo "other $f"; fi
 done"""
 
@@ -69,46 +68,36 @@ def version():
     return f"agent {line.partition('=')[2]}"
 
 
-async def deploy(far, directories, force=False):
+async def deploy(far, directories):
     """Put everything in place on a host; return Deployed. directories: those of its trees, relative to its root.
 
-    Raises Refused if a file stands there that we did not put there (nothing is changed then, unless `force`), Unreachable,
-    WatchtiesError with what the host said.
+    Raises Refused if a file stands there that we did not put there (no file is touched then), Unreachable, WatchtiesError
+    with what the host said.
     """
     home = dataclasses.replace(far, root=".")  # the compties directory may not be there yet
     said = await _call(home, LOOK, [far.root, *directories, "--", *FILES])
-    found = {words[1]: words for line in said.splitlines() if len(words := line.split()) > 1}
-    foreign = [name for name in FILES if not force and is_foreign(found.get(name, ["other", name]), name)]
-    if foreign:
-        paths = ", ".join(f"{far.root}/scripts/{name}" for name in foreign)
-        raise Refused(f"host {far.name}: not put there by watchties, and left alone: {paths}; move it away, then deploy again")
-    done = {}
-    for name, here in FILES.items():
-        done[name] = await _put(home, f"{far.root}/scripts/{name}", stamped(source(here)), found[name])
+    found = {name: kind for kind, _, name in (line.partition(" ") for line in said.splitlines())}
+    paths = {name: f"{far.root}/scripts/{name}" for name in FILES}
+    other = [name for name in FILES if found.get(name) not in ("new", "ours")]
+    if foreign := [paths[name] for name in other if not await _holds(home, paths[name], source(FILES[name]))]:
+        raise Refused(f"host {far.name}: not put there by watchties, so left alone: {', '.join(foreign)}; move it away, then deploy again")
+    done = {name: await _put(home, paths[name], stamped(source(here)), found[name]) for name, here in FILES.items()}
     answer, code = await relays.call(far, "sh scripts/agent.sh version")
     if code or answer.strip() != version():
         raise WatchtiesError(f"host {far.name}: agent.sh is in place, but does not run: {answer.strip() or f'exit code {code}'}")
     return Deployed(far.name, far.root, done, answer.strip())
 
 
-def is_foreign(words, name):
-    """Return whether LOOK's words tell of a file that is not ours: no stamp, and other content than ours."""
-    if words[0] != "other":
-        return False
-    plain = source(FILES[name])
-    return words[2:] != [str(cksum(plain)), str(len(plain))]
-
-
-async def _put(home, path, content, words):
-    if words[0] == "ours" and await _same(home, path, content):
+async def _put(home, path, content, kind):
+    if kind == "ours" and await _holds(home, path, content):
         return "unchanged"
     await _call(home, PUT, [path, str(len(content))], content)
-    return "new" if words[0] == "new" else "replaced"
+    return "new" if kind == "new" else "replaced"
 
 
-async def _same(home, path, content):
-    said = await _call(home, 'cksum <"$1"', [path])
-    return said.split() == [str(cksum(content)), str(len(content))]
+async def _holds(home, path, content):
+    """Return whether a file on a host has this very content."""
+    return (await _call(home, 'cmp -s - "$1" && echo yes || :', [path], content)).strip() == "yes"
 
 
 async def _call(far, script, args, stdin=b""):
@@ -118,24 +107,3 @@ async def _call(far, script, args, stdin=b""):
     if code:
         raise WatchtiesError(f"host {far.name}: {(out.strip().splitlines() or [f'exit code {code}'])[-1]}")
     return out
-
-
-def cksum(data):
-    """Return the checksum that cksum(1) prints (POSIX: a CRC over the data and their length)."""
-    crc, length = 0, len(data)
-    for byte in data:
-        crc = (crc << 8 & 0xFFFFFFFF) ^ _TABLE[crc >> 24 ^ byte]
-    while length:
-        crc = (crc << 8 & 0xFFFFFFFF) ^ _TABLE[crc >> 24 ^ length & 0xFF]
-        length >>= 8
-    return crc ^ 0xFFFFFFFF
-
-
-def _entry(value):
-    crc = value << 24
-    for _ in range(8):
-        crc = (crc << 1 ^ (0x04C11DB7 if crc & 0x80000000 else 0)) & 0xFFFFFFFF
-    return crc
-
-
-_TABLE = [_entry(value) for value in range(256)]

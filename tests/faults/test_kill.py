@@ -52,6 +52,7 @@ def test_fifty_kills_lose_nothing_and_repeat_nothing(tmp_path):
                 ["DONE", "command", "in.txt", "out.txt", "remote_ties_run.err", "remote_ties_run.res", "runs.log"]
             )
         assert len(site.letters()) == JOBS
+        site.wait_ready()
         assert site.stop() == 0, site.said()
         site.process = None
         site.wait(lambda: not processes_below(tmp_path), 20, f"orphans: {processes_below(tmp_path)}")
