@@ -3,6 +3,8 @@
 Nothing here stands in for a part of watchties: the daemon is the installed command, hooks, rsync, relay and agent are real.
 """
 
+import email
+import email.policy
 import os
 import shutil
 import signal
@@ -11,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from helpers import put
 from watchties import record
 from watchties.model import parse_marker
 
@@ -44,9 +47,13 @@ disk_floor = "1MB"
 
 
 class Site:
-    """One site below `base`. tree, daemon: more lines for those tables; rules: more [[rule]] tables; edit: text -> text."""
+    """One site below `base`. tree, daemon: more lines for those tables; rules: more [[rule]] tables; edit: their text -> text.
 
-    def __init__(self, base, *, max_running=50, tree="", daemon='grace = "2s"', rules="", edit=lambda text: text):
+    change: the text of all other tables -> text; hooks: name -> shell text of hooks of the site's own.
+    """
+
+    def __init__(self, base, *, max_running=50, tree="", daemon='grace = "2s"', rules="", edit=lambda text: text,
+                 change=lambda text: text, hooks=()):  # fmt: skip
         self.base = Path(base)
         self.web = self.base / "vision/compties/user_data"
         self.mirror = self.base / "v11/user_data"
@@ -61,8 +68,10 @@ class Site:
         for folder in self.mirror, self.conf, self.conf.parent / "hooks":
             folder.mkdir(parents=True, mode=0o755)
         text = CONFIG.format(base=self.base, max_running=max_running, tree=tree, daemon=daemon)
-        (self.conf / "10-site.toml").write_text(text)
+        (self.conf / "10-site.toml").write_text(change(text))
         (self.conf / "30-rules.toml").write_text(edit(RULES.read_text()) + rules)
+        for name, text in dict(hooks).items():
+            put(self.conf.parent / "hooks" / name, f"#!/bin/sh\n{text}").chmod(0o755)
 
     # ---- the daemon ----
 
@@ -109,9 +118,8 @@ class Site:
         """Write a job on the web host, and its PENDING by rename, as contrib/web does."""
         where = self.web / job
         where.mkdir(parents=True, exist_ok=True)
-        for name, text in {"in.txt": f"input of {job}\n", **(files or {}), **texts}.items():
-            (where / name).parent.mkdir(parents=True, exist_ok=True)
-            (where / name).write_text(text)
+        for name, content in {"in.txt": f"input of {job}\n", **(files or {}), **texts}.items():
+            put(where / name, content)
         if command is not None:
             (where / "command").write_text(command)
         self.touch(job)
@@ -138,6 +146,12 @@ class Site:
         """Return how often a job's command has run on the compute host."""
         log = self.compute / job / "runs.log"
         return len(log.read_text().splitlines()) if log.exists() else 0
+
+    def letter(self, job):
+        """Return the last mail about a job as an EmailMessage, or None. Jobs of a test need experiments of different names."""
+        read = (email.message_from_string(text, policy=email.policy.default) for text in self.letters())
+        about = f"Experiment:  {job.rpartition('/')[2]}\n"
+        return next((found for found in reversed(list(read)) if about in found.get_content()), None)
 
     def letters(self):
         """Return the text of each mail to a user."""

@@ -69,11 +69,11 @@ class Lane:
     def __contains__(self, item):
         return item in self.queue or item in self.large or item in self.bounded
 
-    def offer(self, item, user, size=0, bounded=False):
+    def offer(self, item, user, size=0, needs_room=False):
         """Queue a job, unless it is queued already."""
         if item not in self:
-            alone = self.alone_above is not None and size > self.alone_above and not bounded
-            (self.bounded if bounded else self.large if alone else self.queue).add(user, item)
+            alone = self.alone_above is not None and size > self.alone_above and not needs_room
+            (self.bounded if needs_room else self.large if alone else self.queue).add(user, item)
 
     def waiting(self):
         """Return how many jobs are queued."""

@@ -1,0 +1,32 @@
+"""The two halves never import each other (the daemon's and the hooks'), and pydantic stays out of hooks."""
+
+import subprocess
+import sys
+
+import pytest
+
+DAEMON = ["daemon", "engine", "dispatch", "watch", "relays", "lanes", "runner", "runs", "journal", "record", "markers", "decide", "teller"]
+HOOKS = ["hookkit", "transfer", "agent", "submission", "manifest", "judge", "schedulers.shell", "mail", "letter", "retry", "shell"]
+PURE = ["model", "errors", "decide", "outcomes"]
+
+
+def loaded_by(modules):
+    code = f"import sys; [__import__(m) for m in {[f'watchties.{m}' for m in modules]!r}]; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_the_daemons_half_imports_neither_sh_nor_tenacity_nor_hooks():
+    loaded = loaded_by(DAEMON)
+    assert not loaded & {"sh", "tenacity", *(f"watchties.{m}" for m in HOOKS)}
+
+
+def test_the_hooks_half_imports_nothing_of_the_daemons():
+    loaded = loaded_by(HOOKS)
+    assert {"sh", "tenacity"} <= loaded
+    assert not loaded & {"pydantic", "asyncio", "sqlite3", *(f"watchties.{m}" for m in [*DAEMON, "config"])}
+
+
+@pytest.mark.parametrize("module", PURE)
+def test_decisions_and_words_do_no_input_or_output(module):
+    loaded = loaded_by([module])
+    assert not loaded & {"asyncio", "subprocess", "socket", "sqlite3", "pydantic", "watchties.config"}

@@ -1,0 +1,230 @@
+"""What `watchties check` finds: configuration, hooks, this machine, every host. Each finding is one line with a remedy.
+
+Knows: what watchties needs, here and far away, and how each can be looked at without changing anything.
+Must not know: the command line; how a wrong thing is put right by itself.
+"""
+
+import asyncio
+import os
+import re
+import shutil
+import shlex
+import subprocess
+from dataclasses import dataclass
+
+from watchties import deploy, hookfiles, relays, ssh
+from watchties.errors import ConfigError, WatchtiesError
+
+RSYNC_NEEDED = (3, 1, 3)  # --modify-window=-1 compares nanoseconds from there on
+PYTHON_NEEDED = (3, 6)
+MIN_FREE = 1 << 30  # bytes on a host; less is worth a word
+WATCHES = "/proc/sys/fs/inotify/max_user_watches"
+SPARE = 1.5  # what is asked of max_user_watches, times the directories there are
+
+# What one call asks of a host: NAME TAB ANSWER. $1...: the directories that must be there, after the word --: commands.
+ASK = r"""t=$(printf '\t')
+echo "agent$t$(sh scripts/agent.sh version 2>&1 | tail -n 1)"
+echo "relay$t$(sed -n 's/^VERSION = //p' scripts/relay.py 2>/dev/null)"
+echo "rsync$t$(rsync --version 2>/dev/null | sed -n 1p)"
+echo "python$t$(python3 -c 'import sys; print(sys.version.split()[0])' 2>/dev/null)"
+echo "find$t$(find --version 2>/dev/null | sed -n 1p)"
+echo "free$t$(df -Pk . 2>/dev/null | sed -n '2s/.* \([0-9][0-9]*\)  *[0-9]*%.*/\1/p')"
+while [ "$1" != -- ]; do
+    if [ ! -d "$1" ]; then echo "missing$t$1"; elif [ ! -w "$1" ] || [ ! -x "$1" ]; then echo "closed$t$1"; fi; shift
+done; shift
+for c; do command -v "$c" >/dev/null 2>&1 || echo "lacking$t$c"; done"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. ok: True, False, or None for what is merely worth knowing."""
+
+    where: str
+    ok: bool | None
+    text: str
+    remedy: str = ""
+
+    def line(self):
+        word = {True: "ok    ", False: "WRONG ", None: "note  "}[self.ok]
+        return f"{word} {self.where}: {self.text}" + (f"; {self.remedy}" if self.remedy else "")
+
+
+def all_of(places, call_hosts=True):
+    """Return every Finding there is; with a configuration that is wrong, its errors are all that can be found."""
+    try:
+        config = places.load()
+    except ConfigError as error:
+        return [Finding("configuration", False, problem) for problem in error.problems]
+    found = [Finding("configuration", True, f"{places.config}: {len(config.host)} hosts, {len(config.tree)} trees, {len(config.rule)} rules")]
+    found += [Finding("configuration", None, warning) for warning in config.warnings]
+    found += [*hooks(config, places), *this_machine(config, places), *mail(config)]
+    return found + (asyncio.run(hosts(config)) if call_hosts else [])
+
+
+def hooks(config, places):
+    """Yield whether every rule has its hook, and nobody else may change it."""
+    try:
+        found = hookfiles.find_all([rule.hook for rule in config.rule], [rule.name for rule in config.rule], places.hooks)
+        own = [path for path in found.values() if path.startswith(places.hooks + "/")]
+        yield Finding("hooks", True, f"{len(found)} found, {len(own)} of them your own")
+    except ConfigError as error:
+        yield from (Finding("hooks", False, problem) for problem in error.problems)
+
+
+# ---- this machine ----
+
+
+def this_machine(config, places):
+    """Yield what is so here: rsync, the daemon, room, watches."""
+    yield rsync("this machine", _said("rsync", "--version"))
+    pid = places.daemon()
+    yield Finding("daemon", True if pid else None, f"at work, pid {pid}" if pid else "not at work", "" if pid else "start it: watchties run")
+    for name, tree in config.tree.items():
+        yield room(name, tree.root, config.daemon.disk_floor)
+    yield from watches(config)
+
+
+def _said(*argv):
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL).stdout
+    except OSError:
+        return ""
+
+
+def rsync(where, said):
+    """Return whether what `rsync --version` said is new enough; "" is no rsync at all."""
+    version = numbers(re.search(r"version v?([\d.]+)", said))
+    wanted = ".".join(map(str, RSYNC_NEEDED))
+    if not version:
+        return Finding(where, False, "rsync is not there", f"install rsync {wanted} or newer")
+    told = f"rsync {'.'.join(map(str, version))}"
+    return Finding(where, True, told) if version >= RSYNC_NEEDED else Finding(where, False, f"{told} is too old", f"install {wanted} or newer")
+
+
+def numbers(match):
+    """Return a version as a tuple of numbers, () for no match."""
+    return tuple(int(part) for part in match[1].split(".") if part) if match else ()
+
+
+def room(name, root, floor):
+    """Return whether there is room at a mirror; one that is not there yet is made by the daemon."""
+    path = root
+    while not os.path.isdir(path) and path != "/":
+        path = os.path.dirname(path)
+    if not os.access(path, os.W_OK | os.X_OK):
+        return Finding(f"tree {name}", False, f"{path} cannot be written to", f"run: chown {shlex.quote(_us())} {shlex.quote(path)}")
+    free = shutil.disk_usage(path).free
+    text = f"{root}{'' if path == root else ' (will be made)'}, {free >> 20} MB free"
+    if free < floor:
+        return Finding(f"tree {name}", False, f"{text}, less than disk_floor ({floor >> 20} MB)", "jobs would wait: make room")
+    return Finding(f"tree {name}", True, text)
+
+
+def _us():
+    import getpass
+
+    return getpass.getuser()
+
+
+def watches(config):
+    """Yield whether the kernel allows as many watches as the mirrors have directories."""
+    from watchties.mounts import backend_for, file_system
+    from watchties.watch import MirrorWatch
+
+    needed = 0
+    for name, tree in config.tree.items():
+        kind = file_system(tree.root)
+        if tree.backend == "polling" or (tree.backend == "auto" and backend_for(kind) == "polling"):
+            yield Finding(f"tree {name}", None, f"changes are polled for ({kind or 'unknown'} file system)")
+        elif os.path.isdir(tree.root):
+            jobs = [job for job, _ in MirrorWatch(tree.root, tree.jobs).scan()]
+            needed += 1 + len(jobs) + len({os.path.dirname(job) for job in jobs})
+    with open(WATCHES) as file:
+        limit = int(file.read())
+    text = f"{needed} directories to watch, fs.inotify.max_user_watches is {limit}"
+    if needed * SPARE > limit:
+        wanted = max(2 * needed, 2 * limit)
+        yield Finding("this machine", False, text, f"run as root: sysctl fs.inotify.max_user_watches={wanted} (and put it into /etc/sysctl.d)")
+    else:
+        yield Finding("this machine", True, text)
+
+
+def mail(config):
+    """Yield where mail goes; nothing is sent, no server is called."""
+    table = config.mail
+    if table.folder:
+        head = table.folder
+        while not os.path.isdir(head) and head != "/":
+            head = os.path.dirname(head)
+        good = os.access(head, os.W_OK | os.X_OK)
+        remedy = "" if good else f"run: chown {shlex.quote(_us())} {shlex.quote(head)}"
+        yield Finding("mail", good, f"goes to files in {table.folder}" + ("" if good else f", but {head} cannot be written to"), remedy)
+    elif table.sendmail:
+        program = (shlex.split(table.sendmail) or [""])[0]
+        good = shutil.which(program) is not None
+        yield Finding("mail", good, f"goes to {table.sendmail}" + ("" if good else ", which is not there"), "" if good else "install it, or name another")
+    elif table.server:
+        yield Finding("mail", None, f"goes to {table.server}:{table.port} (not tried)")
+    else:
+        yield Finding("mail", None, "nobody gets any", "set folder, sendmail or server in [mail]")
+    if not table.admin:
+        yield Finding("mail", None, "nobody hears of hosts that are down or jobs that were given up", "set admin in [mail]")
+
+
+# ---- hosts ----
+
+
+async def hosts(config):
+    """Return what is found on all hosts, each in its order; they are asked at the same time."""
+    from watchties.config import plain
+
+    as_dict = plain(config)
+    found = await asyncio.gather(*(one_host(config, as_dict, name) for name in config.host))
+    return [finding for findings in found for finding in findings]
+
+
+async def one_host(config, as_dict, name):
+    """Return the Findings on one host."""
+    far, host, where = ssh.from_config(as_dict, name), config.host[name], f"host {name}"
+    data = [tree.path[name] for tree in config.tree.values() if name in tree.hosts()]
+    words = ["sh", "-c", ASK, "check", "scripts", "bin", *data, "--", "flock", *(["setsid"] if host.scheduler == "shell" else [])]
+    try:
+        out, _ = await relays.call(far, shlex.join(words))
+    except WatchtiesError as error:
+        remedy = f"run: watchties deploy {name}" if "compties directory" in str(error) else f"try: {shlex.join(ssh.login(far))} true" if far.ssh else ""
+        return [Finding(where, False, str(error).removeprefix(f"{where} "), remedy)]
+    return list(judged(where, name, host, [line.partition("\t")[::2] for line in out.splitlines()]))
+
+
+def judged(where, name, host, answers):
+    """Yield Findings from a host's answers, pairs of a word and a text."""
+    said, deploy_it = dict(answers), f"run: watchties deploy {name}"
+    missing = [text for word, text in answers if word == "missing"]
+    if said.get("agent") == deploy.version():
+        yield Finding(where, True, f"answers, {said['agent']}")
+    else:
+        yield Finding(where, False, f"its agent is not ours ({said.get('agent') or 'none'}, not {deploy.version()})", deploy_it)
+    if missing:
+        yield Finding(where, False, f"{', '.join(missing)} not there", deploy_it)
+    if closed := [text for word, text in answers if word == "closed"]:
+        yield Finding(where, False, f"{', '.join(closed)} cannot be written to by the login", "chown it there, or set become in [host]")
+    yield rsync(where, said.get("rsync", ""))
+    if host.trigger == "relay":
+        yield from relay(where, said, deploy_it)
+    if host.role == "web" and "GNU" not in said.get("find", ""):
+        yield Finding(where, False, "its find is not GNU find", "install findutils there")
+    if lacking := [text for word, text in answers if word == "lacking"]:
+        yield Finding(where, False, f"{', '.join(lacking)} not there", "install util-linux there")
+    free = int(said.get("free") or 0) << 10
+    yield Finding(where, True if free >= MIN_FREE else None, f"{free >> 20} MB free", "" if free >= MIN_FREE else "make room there")
+
+
+def relay(where, said, deploy_it):
+    """Yield whether the relay can run on a host."""
+    ours = re.search(rb"^VERSION = (\d+)", deploy.source("relay.py"), re.M)[1].decode()
+    version = numbers(re.match(r"([\d.]+)", said.get("python", "")))
+    if said.get("relay") != ours:
+        yield Finding(where, False, f"its relay is not ours (version {said.get('relay') or 'none'}, not {ours})", deploy_it)
+    if version < PYTHON_NEEDED:
+        text = f"python3 {said['python']} is too old for the relay" if version else "python3 is not there, which the relay needs"
+        yield Finding(where, False, text, 'install python3 3.6 or newer there, or set trigger = "poll"')
