@@ -10,6 +10,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -164,6 +165,12 @@ def files_below(directory):
         if path.is_file() and not path.is_symlink() and not any(part.startswith(".watchties") for part in path.parts):
             found[str(path.relative_to(directory))] = path.read_bytes()
     return found
+
+
+def free_port():
+    """Return a TCP port of 127.0.0.1 that nobody has at the moment."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def wait_for(condition, seconds=20, every=0.02):

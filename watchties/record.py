@@ -139,7 +139,7 @@ def outcome_of_submit(record, told):
         return record
     if told.get("state") == FAILED:
         return fail(record, told.get("cause") or "rejected", told.get("reason", ""))
-    keep = {k: v for k, v in told.items() if k in ("id", "submitted")}
+    keep = {k: v for k, v in told.items() if k in ("id", "submitted", "since")}
     return replace(record, phase=SUBMITTED, tries={}, fields={**record.fields, **keep})
 
 

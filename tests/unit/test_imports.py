@@ -23,7 +23,7 @@ def test_the_daemons_half_imports_neither_sh_nor_tenacity_nor_hooks():
 def test_the_hooks_half_imports_nothing_of_the_daemons():
     loaded = loaded_by(HOOKS)
     assert {"sh", "tenacity"} <= loaded
-    assert not loaded & {"pydantic", "asyncio", "sqlite3", *(f"watchties.{m}" for m in [*DAEMON, "config"])}
+    assert not loaded & {"pydantic", "sqlite3", *(f"watchties.{m}" for m in [*DAEMON, "config"])}
 
 
 @pytest.mark.parametrize("module", PURE)

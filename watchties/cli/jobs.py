@@ -1,25 +1,25 @@
 """status, explain, requeue, cancel: jobs, as people ask for them.
 
-Knows: how a job, its record and what comes next are told.
-Must not know: where they come from (journal.py, onlook.py, decide.py).
+Knows: which jobs are meant, what is asked for.
+Must not know: how one job is told (onejob.py), what is to be done for it (decide.py).
 """
+
+import os
 
 import click
 
-from watchties.cli.common import aligned, clock, iso, json_option, plural, show_json, show_table, with_places
+from watchties.cli.common import aligned, clock, iso, json_option, show_json, show_table, with_places
 from watchties.cli.names import JOB, Names
 from watchties.errors import UserError
-from watchties.model import CANCEL, DONE, FAILED, FINAL, MARKERS, PENDING, SUBMITTED, JobId
+from watchties.model import CANCEL, DONE, FAILED, FINAL, PENDING, SUBMITTED
 
 SHOWN = (PENDING, SUBMITTED, DONE, FAILED)
-HISTORY = 20  # lines of a job's history
-INDENT = "  "
 
 
 @click.command()
 @click.argument("job", required=False, type=JOB)
 @click.option("--all", "-a", "everything", is_flag=True, help="Jobs that have ended, too.")
-@click.option("--state-is", "--in", "states", multiple=True, metavar="STATE", type=click.Choice(SHOWN, case_sensitive=False),
+@click.option("--in", "states", multiple=True, metavar="STATE", type=click.Choice(SHOWN, case_sensitive=False),
               help="Only jobs in this state; may be repeated.")
 @click.option("--user", metavar="USER", help="Only jobs of this user.")
 @click.option("--limit", metavar="N", type=click.IntRange(1), default=1000, show_default=True, help="So many jobs at most.")
@@ -35,6 +35,8 @@ def status(places, job, everything, states, user, limit, as_json):
               watchties status 'ann/Exp 1'
     """
     if job:
+        from watchties.cli.onejob import show_job
+
         return show_job(places, Names.at(places).find(job), as_json)
     reader, pid = places.reader(), places.daemon()
     wanted = [state.upper() for state in states] or None if everything or states else [PENDING, SUBMITTED]
@@ -58,82 +60,6 @@ def told_of_daemon(pid):
     return f"a daemon is at work, pid {pid}" if pid else "no daemon is at work; start it: watchties run"
 
 
-def show_job(places, job, as_json):
-    """Print what journal and disk hold of one job."""
-    facts = facts_of(places, job)
-    if as_json:
-        return show_json(facts)
-    click.echo(facts["job"])
-    heads = [(INDENT + key.replace("_", " "), str(facts[key])) for key in ("state", "attempt", "host", "since", "reason", "waiting_on", "dir") if facts[key]]
-    click.echo("\n".join(aligned(heads)))
-    show_markers(facts["markers"])
-    if facts["record"]:
-        show_record(facts["record"])
-    if facts["history"]:
-        click.echo(f"\n{INDENT}history, the last {HISTORY} events at most")
-        cells = [(INDENT * 2 + e["when"], e["rule"] or "-", e["event"], e["text"]) for e in facts["history"]]
-        click.echo("\n".join(aligned(cells)))
-
-
-def facts_of(places, job):
-    """Return all that journal and disk hold of a job, as it is printed and as JSON has it."""
-    import os
-    from dataclasses import asdict
-
-    from watchties import onlook, record
-    from watchties.errors import WatchtiesError
-
-    names = Names.at(places)
-    row = names.reader.job(job.tree, job.job) if names.reader else None
-    history = names.reader.history(job.tree, job.job, HISTORY) if names.reader else []
-    where = os.path.join(names.trees[job.tree][0], job.job) if job.tree in names.trees else ""
-    there, rec = bool(where) and os.path.isdir(where), None
-    try:
-        rec = record.load(where) if there else None
-    except WatchtiesError as error:
-        click.echo(f"watchties: {error}", err=True)
-    return {
-        "job": str(job),
-        "state": (rec.phase if rec else "") or (row.state if row else ""),
-        "attempt": (rec.attempt if rec else 0) or (row.attempt if row else 0),
-        "host": (rec.host if rec else "") or (row.host if row else ""),
-        "since": clock(row.since) if row else "",
-        "reason": (rec.fields.get("reason", "") if rec else "") or (row.reason if row else ""),
-        "waiting_on": row.waiting_on if row else "",
-        "dir": where if there else "",
-        "markers": [{"marker": m, "since": clock(s), "fields": f} for m, s, f in onlook.standing(where)] if there else [],
-        "record": asdict(rec) if rec and rec.attempt + bool(rec.accepted) + bool(rec.pulling) else None,
-        "history": [event._asdict() | {"when": clock(event.when)} for event in history],
-    }
-
-
-def show_markers(rows):
-    """Print the markers that stand, each with what it says."""
-    click.echo(f"\n{INDENT}markers in the mirror" + ("" if rows else ": none"))
-    for row in rows:
-        told = " ".join(f"{key}={value}" for key, value in row["fields"].items())
-        click.echo(f"{INDENT * 2}{row['marker']}  {row['since']}  {told}".rstrip())
-
-
-def show_record(plain):
-    """Print what a record says, empty things left out."""
-    click.echo(f"\n{INDENT}record")
-    old = plain["old"] and "attempt {attempt} on {host}, token {token}".format(**plain["old"])
-    tries = [f"{rule}: {entry['count']} so far, next at {clock(entry['next'])}: {entry['reason']}" for rule, entry in plain["tries"].items()]
-    rows = [
-        ("token", plain["token"]),
-        ("host contacted", "yes" if plain["contacted"] else ""),
-        ("requests accepted", ", ".join(plain["accepted"])),
-        ("of these served", ", ".join(plain["served"])),
-        ("pull under way", plain["pulling"]),
-        ("overtaken, to be ended", old or ""),
-        ("rules ended", ", ".join(f"{rule} {how}" for rule, how in plain["ended"].items())),
-        *(("tried again", text) for text in tries),
-        *((key, str(value)) for key, value in plain["fields"].items() if key != "reason"),
-    ]
-    click.echo("\n".join(aligned([(INDENT * 2 + key, value) for key, value in rows if value])))
-
-
 @click.command()
 @click.argument("job", type=JOB)
 @json_option
@@ -147,6 +73,7 @@ def explain(places, job, as_json):
     Example:  watchties explain ann/Exp_1
     """
     from watchties import decide, onlook
+    from watchties.cli.onejob import INDENT, facts_of, show_markers, show_record, told_of, unseen_of
 
     config = places.load()
     job, where = Names.at(places).find_on_disk(job)
@@ -172,29 +99,6 @@ def explain(places, job, as_json):
     click.echo(f"\n{INDENT}not seen from here")
     for line in unseen:
         click.echo(INDENT * 2 + line)
-
-
-def told_of(action):
-    """Return a Step, Start or Wait as words."""
-    from watchties.decide import Start, Step
-
-    if isinstance(action, Step):
-        marker = action.marker or (action.request.marker if action.request else "")
-        return {"action": "daemon", "what": f"{action.what} {marker}".strip(), "reason": action.reason}
-    if isinstance(action, Start):
-        return {"action": "start", "what": f"{action.rule} on {action.host}" if action.host else action.rule, "reason": action.reason}
-    when = f", looked at again at {clock(action.until)}" if action.until else ""
-    return {"action": "wait", "what": action.rule, "reason": action.reason + when}
-
-
-def unseen_of(config, seen):
-    """Return what an onlooker cannot know, each with the way to find out."""
-    tree = config.tree[seen.id.tree]
-    lines = [f"whether PENDING or CANCEL stand on {tree.web}: the daemon is told of those; look into {tree.path[tree.web]}/{seen.id.job} there"]
-    lines.append(f"whether {', '.join(tree.hosts())} answer: watchties check")
-    if seen.record.phase == SUBMITTED:
-        lines.append(f"whether the job has ended on {seen.record.host}: the daemon asks there")
-    return lines
 
 
 # ---- asking for something ----
@@ -244,8 +148,6 @@ def cancel(places, jobs):
 
 def nothing_to_stop(where):
     """Return why a CANCEL would find nothing; "" if it may. It would otherwise lie in wait for the next request."""
-    import os
-
     from watchties import record
 
     rec = record.load(where)

@@ -1,0 +1,139 @@
+"""From what a run says to what the record holds."""
+
+from dataclasses import replace
+
+import pytest
+
+from watchties import outcomes, record
+from watchties.model import DONE, FAILED, PENDING, SUBMITTED, WEB, Outcome, Request
+from watchties.record import GAVE_UP, Attempt, Record
+
+NOW = 1000.0
+
+
+class Retry:
+    first, maximum, give_up_after = 10.0, 900.0, 3600.0
+
+
+class Rule:
+    def __init__(self, name):
+        self.name, self.retry = name, Retry
+
+
+REQUEST = Request(WEB, PENDING, 17)
+WAITING = record.accept(Record(), REQUEST, "t1")
+AT_HOST = record.contact(WAITING, "b01")
+RUNNING = replace(AT_HOST, phase=SUBMITTED, fields={"id": "9"})
+ENDED = replace(RUNNING, phase=DONE)
+TOLD = {"token": "t1", "marker": "", "run": "pull-1", "identity": 17, "request": ""}
+
+
+def take(rec, rule, outcome, now=NOW, **told):
+    taken = outcomes.take_in(rec, Rule(rule), {**TOLD, **told}, outcome, now, "t2", 300.0)
+    return taken.record, taken.notice
+
+
+@pytest.mark.parametrize("rule", ["pull", "submit", "fetch", "push", "cancel"])
+def test_an_interrupted_run_changes_nothing(rule):
+    assert take(RUNNING, rule, None) == (RUNNING, "")
+
+
+@pytest.mark.parametrize("rule", ["submit", "fetch", "push", "mail", "poll", "cancel"])
+def test_what_is_said_of_an_overtaken_attempt_changes_nothing(rule):
+    assert take(RUNNING, rule, Outcome("done", "", {"state": DONE}), token="t0") == (RUNNING, "")
+
+
+@pytest.mark.parametrize("rule", ["pull", "submit", "fetch", "push"])
+def test_a_host_that_is_down_costs_the_job_nothing(rule):
+    assert take(RUNNING, rule, Outcome("retry", "no route", {"host_down": True})) == (RUNNING, "")
+
+
+def test_a_pull_accepts_what_it_saw_last():
+    rec, _ = take(Record(pulling="pull-1"), "pull", Outcome("done", "", {"identity": "18", "bytes": 5}))
+    assert (rec.phase, rec.attempt, rec.token, rec.pulling, rec.size) == (PENDING, 1, "t2", "", 5)
+    assert rec.accepted == ("web:PENDING:18",)
+
+
+def test_a_pull_of_a_withdrawn_request_accepts_nothing():
+    rec, _ = take(Record(pulling="pull-1"), "pull", Outcome("done", "", {"identity": ""}))
+    assert rec == Record()
+
+
+def test_a_result_of_an_earlier_pull_leaves_the_open_one_open():
+    open_pull = Record(pulling="pull-2")
+    assert take(open_pull, "pull", Outcome("done", "", {"identity": "18"})) == (open_pull, "")
+
+
+def test_a_job_over_its_limits_is_rejected_at_once():
+    rec, notice = take(Record(pulling="pull-1"), "pull", Outcome("done", "", {"identity": "18", "cause": "rejected", "reason": "too large"}))
+    assert (rec.phase, rec.fields["cause"], rec.fields["reason"], notice) == (FAILED, "rejected", "too large", "")
+
+
+def test_submit_fetch_and_push_lead_to_the_end():
+    rec, _ = take(AT_HOST, "submit", Outcome("done", "", {"id": "44"}))
+    assert (rec.phase, rec.fields["id"], rec.fields["since"]) == (SUBMITTED, "44", NOW)
+    rec, _ = take(rec, "fetch", Outcome("done", "", {"state": DONE, "exit": 0}))
+    assert rec.phase == DONE and rec.fields["exit"] == 0
+    rec, _ = take(rec, "push", Outcome("done"), marker=DONE)
+    assert rec.ended == {"push@DONE": "done"}
+
+
+def test_a_report_of_another_phase_ends_nothing():
+    assert take(ENDED, "report", Outcome("done"), marker=SUBMITTED) == (ENDED, "")
+
+
+def test_retries_are_counted_with_growing_pauses():
+    rec = AT_HOST
+    pauses = []
+    for _ in range(4):
+        rec, _ = take(rec, "submit", Outcome("retry", "busy", {"asked": 5}))
+        pauses.append(rec.tries["submit"]["next"] - NOW)
+    assert rec.tries["submit"]["count"] == 4 and rec.tries["submit"]["fields"] == {"asked": 5}
+    assert pauses == sorted(pauses) and 7 <= pauses[0] <= 10 and pauses[3] <= 80
+
+
+@pytest.mark.parametrize("rule, before", [("submit", AT_HOST), ("fetch", RUNNING)])
+def test_giving_up_before_the_end_fails_the_job_and_tells_the_administrator(rule, before):
+    rec, _ = take(before, rule, Outcome("retry", "no"))
+    rec, notice = take(rec, rule, Outcome("retry", "still no"), now=NOW + Retry.give_up_after + 1)
+    assert (rec.phase, rec.fields["cause"]) == (FAILED, "infrastructure") and "still no" in notice
+
+
+def test_a_refusal_is_the_jobs_and_not_the_administrators():
+    rec, notice = take(AT_HOST, "submit", Outcome("failed", "no such queue", {"cause": "rejected"}))
+    assert (rec.phase, rec.fields["cause"], notice) == (FAILED, "rejected", "")
+
+
+def test_giving_up_after_the_end_keeps_the_state_and_tries_again_later():
+    rec, notice = take(ENDED, "push", Outcome("failed", "disk full"), marker=DONE)
+    assert rec.phase == DONE and rec.ended == {"push@DONE": GAVE_UP} and "disk full" in notice
+    assert rec.tries["push"]["next"] >= NOW + 200
+    rec, notice = take(rec, "push", Outcome("failed", "disk full"), marker=DONE)
+    assert notice == ""  # told once
+    rec, _ = take(rec, "push", Outcome("done"), marker=DONE)
+    assert rec.ended == {"push@DONE": "done"} and not rec.tries
+
+
+def test_a_pull_that_gives_up_shows_the_request_failed():
+    rec, _ = take(Record(pulling="pull-1"), "pull", Outcome("failed", "permission denied"))
+    assert (rec.phase, rec.accepted, rec.pulling) == (FAILED, ("web:PENDING:17",), "pull-1")
+
+
+def test_cancel_ends_the_current_attempt_but_not_one_that_had_ended_by_itself():
+    stop = Request("mirror", "CANCEL", 99)
+    rec, _ = take(RUNNING, "cancel", Outcome("done", "", {"how": "ended"}), request=str(stop))
+    assert (rec.phase, rec.fields["cause"]) == (FAILED, "cancelled") and rec.has_accepted(stop)
+    rec, _ = take(RUNNING, "cancel", Outcome("done", "", {"how": "exited"}), request=str(stop))
+    assert rec.phase == SUBMITTED and rec.has_accepted(stop)
+
+
+def test_cancel_of_the_overtaken_attempt_frees_the_next():
+    overtaken = replace(WAITING, token="t2", attempt=2, old=Attempt(1, "t1", "b01"))
+    rec, _ = take(overtaken, "cancel", Outcome("done", "", {"how": "ended"}))
+    assert rec == replace(overtaken, old=None)
+
+
+def test_what_the_web_host_showed_is_heard():
+    assert outcomes.web_hints("pull", {"identity": "5"}) == {"pending": 5}
+    assert outcomes.web_hints("push", {"pending": "", "cancel": 7}) == {"pending": 0, "cancel": 7, "taken": False}
+    assert outcomes.web_hints("fetch", {"exit": 0}) == {}
