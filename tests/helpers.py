@@ -9,6 +9,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -65,10 +66,11 @@ class Site:
             if AGENT.exists():
                 shutil.copy(AGENT, root / "scripts")
         self.config = plain_config(self)
-        self.runs = 0
+        self.runs, self.token = 0, secrets.token_hex(8)  # of a first attempt; unique, as processes are looked for by it
 
-    def job(self, name, attempt=1, token="t1", **more):
+    def job(self, name, attempt=1, token=None, **more):
         """Return what a hook is told of a job; `more` replaces or adds keys."""
+        token = token or self.token
         return {
             "tree": TREE, "job": name, "dir": str(self.mirror / name), "place": "web", "marker": "PENDING", "attempt": attempt,
             "token": token, "host": "b01", "identity": "", "accepted": [], "fields": {}, "ended": {},
@@ -171,6 +173,14 @@ def free_port():
     """Return a TCP port of 127.0.0.1 that nobody has at the moment."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
+
+
+def runs(pid):
+    """Return whether a process runs; one that has ended and is not yet reaped does not."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def wait_for(condition, seconds=20, every=0.02):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from helpers import put
 from watchties import record
-from watchties.model import parse_marker
+from watchties.model import one_line, parse_marker
 
 FAR = Path(__file__).parent.parent / "watchties" / "far"
 RULES = Path(__file__).parent.parent / "conf.d" / "30-rules.toml"
@@ -150,7 +150,7 @@ class Site:
     def letter(self, job):
         """Return the last mail about a job as an EmailMessage, or None. Jobs of a test need experiments of different names."""
         read = (email.message_from_string(text, policy=email.policy.default) for text in self.letters())
-        about = f"Experiment:  {job.rpartition('/')[2]}\n"
+        about = f"Experiment:  {one_line(job.partition('/')[2])}\n"
         return next((found for found in reversed(list(read)) if about in found.get_content()), None)
 
     def letters(self):

@@ -16,6 +16,8 @@ from watchties.model import RECORD_DIR, one_line
 from watchties.transfer import data_of
 
 SCRIPT = "scripts/agent.sh"
+NO_SCRIPT, NO_DATA = 68, 66  # exit codes: our own for a missing agent, the agent's for a missing DATA
+NOT_WRITABLE = (71, 73)  # the agent cannot write or sync there
 BASE, PER_JOB = 120, 10  # seconds for a call: publish waits 60 for its lock, a scheduler may take 10 for each job
 NONE = "-"
 
@@ -32,8 +34,8 @@ class Answer:
 
     @property
     def values(self):
-        """The k=v among the details; those of one detail are separated by spaces."""
-        return dict(pair.split("=", 1) for pair in self.details if "=" in pair)
+        """The k=v among the details; those of one detail are separated by spaces (no value of the agent's has any)."""
+        return dict(pair.split("=", 1) for detail in self.details for pair in detail.split(" ") if "=" in pair)
 
     def detail(self):
         return " ".join(self.details) or self.word
@@ -85,8 +87,8 @@ class Agent:
         Without this the agent would give that reply for ever, as it submits nothing twice.
         """
         places = [shlex.quote(f"{self.data}/{job.job}/{RECORD_DIR}/{job.attempt}.{job.token}/reply") for job in jobs]
-        if places:
-            retry.network(shell.far, self.far, "; ".join(f"mv -f -- {place} {place}.refused" for place in places))
+        for some in shell.chunks(places):
+            retry.network(shell.far, self.far, "; ".join(f"mv -f -- {place} {place}.refused" for place in some))
 
     def adopt(self, texts, run):
         return self.ask("adopt", {job: [*_attempt(job), text] for job, text in texts.items()}, run)
@@ -120,14 +122,22 @@ class Agent:
         return self._matched(command, rows, parse(text))
 
     def _call(self, command, args, lines, timeout):
-        words = ["sh", SCRIPT, command, self.data, *args]
-        code, out, err = shell.far(self.far, shlex.join(words), stdin=lines, timeout=timeout)
-        if code == AGAIN:
-            raise NotNow(f"the agent on {self.far.name} asks to come back later: {one_line(err) or 'its lock is held'}")
+        words = shlex.join(["sh", SCRIPT, command, self.data, *args])
+        code, out, err = shell.far(self.far, f"[ -r {SCRIPT} ] || exit {NO_SCRIPT}; {words}", stdin=lines, timeout=timeout)
         if code:
-            why = f"on {self.far.name}; is {SCRIPT} there, as `watchties deploy {self.far.name}` puts it?"
-            raise CommandFailed(["agent.sh", command], code, out, err, why)
+            raise self._failure(command, code, out, err)
         return out
+
+    def _failure(self, command, code, out, err):
+        """Return the error for a call that was not answered: most are the host's business, and no job's fault."""
+        name, said = self.far.name, one_line((err.strip().splitlines() or ["nothing said"])[-1])
+        if code == NO_SCRIPT:
+            return Unreachable(f"host {name} has no {SCRIPT}: run `watchties deploy {name}`")
+        if code == NO_DATA:
+            return Unreachable(f"host {name}: {said}; is its disk mounted?")
+        if code == AGAIN or code in NOT_WRITABLE:
+            return NotNow(f"host {name} asks to come back later: {said}")
+        return CommandFailed(["agent.sh", command], code, out, err, f"on {name}")
 
     def _matched(self, command, rows, answers):
         by_name = {job.job: job for job in rows}

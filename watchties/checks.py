@@ -93,10 +93,10 @@ def _said(*argv):
 
 def rsync(where, said):
     """Return whether what `rsync --version` said is new enough; "" is no rsync at all."""
-    version = numbers(re.search(r"version v?([\d.]+)", said))
+    version = numbers(re.search(r"^rsync +version v?([\d.]+)", said))
     wanted = ".".join(map(str, RSYNC_NEEDED))
     if not version:
-        return Finding(where, False, "rsync is not there", f"install rsync {wanted} or newer")
+        return Finding(where, False, "no rsync is there", f"install rsync {wanted} or newer")
     told = f"rsync {'.'.join(map(str, version))}"
     return Finding(where, True, told) if version >= RSYNC_NEEDED else Finding(where, False, f"{told} is too old", f"install {wanted} or newer")
 

@@ -28,6 +28,7 @@ from watchties.runner import Runner
 from watchties.teller import Teller
 from watchties.watch import MirrorWatch
 
+RESCAN_PAUSE = 0.5  # seconds before a mirror is scanned once more: after an overflow, the storm may go on
 SLICE = 0.02  # seconds that a scan may keep the loop to itself
 GLANCE = 2.0  # seconds between two looks at the disk and at hosts that are down
 NOTICE_GAP = 60.0  # seconds between two mails to the administrator
@@ -52,7 +53,7 @@ class Daemon:
         self.watches = {n: MirrorWatch(t.root, t.jobs, t.backend) for n, t in config.tree.items()}
         self.links = {name: self._link(name) for name in config.host if self._trees_of(name)}
         self.stop, self.again, self._tasks = asyncio.Event(), False, set()
-        self._rescans, self._told_down, self._notices = set(), set(), asyncio.Queue()
+        self._scans, self._told_down, self._notices = {}, set(), asyncio.Queue()
         self._systemd = systemd_watchdog.WatchDog()  # says nothing where systemd did not start us
 
     # ---- life ----
@@ -148,12 +149,15 @@ class Daemon:
     # ---- the mirror ----
 
     def _rescan(self, tree):
-        if tree not in self._rescans:
-            self._rescans.add(tree)
-            self._spawn(self._scan(tree))
+        """Scan a mirror, from the beginning if a scan is under way: what that one has seen may be out of date."""
+        under_way = self._scans.get(tree)
+        if under_way and not under_way.done():
+            under_way.cancel()
+        self._scans[tree] = self._spawn(self._scan(tree, RESCAN_PAUSE if under_way else 0))
 
-    async def _scan(self, tree):
+    async def _scan(self, tree, pause):
         """Look at every job directory of a mirror, in slices; have looked at what may need something done."""
+        await asyncio.sleep(pause)
         began = time.monotonic()
         for job, names in self.watches[tree].scan():
             if markers.waiting(names):
@@ -161,7 +165,6 @@ class Daemon:
             if time.monotonic() - began > SLICE:
                 await asyncio.sleep(0)
                 began = time.monotonic()
-        self._rescans.discard(tree)
 
     async def _reconcile(self):
         """Find what nobody has announced."""

@@ -135,6 +135,9 @@ def next_step(seen, world):
         return Step("restore", f"{name} was left under its hidden name", marker=name)
     pending = standing_request(seen, MIRROR, PENDING)
     if pending and not record.has_accepted(pending):
+        earlier = standing_request(seen, WEB, CANCEL)
+        if earlier and not record.has_accepted(earlier):  # it stood before this request was accepted, so it does not cover it
+            return Step("cancel", "CANCEL on the web host is followed by PENDING in the mirror", earlier, CANCEL)
         return Step("accept", "PENDING stands in the mirror", pending)
     if step := cancel_step(seen):
         return step
@@ -215,7 +218,7 @@ def restore_hidden():
 def may_close(seen, world):
     """Return whether nothing is left to do, so that the open flag may go."""
     record = seen.record
-    if seen.busy or record.old or record.tries:
+    if seen.busy or record.old:
         return False
     if record.attempt == 0:
         return not record.pulling
@@ -275,11 +278,15 @@ def push(seen, world):
 def tidy(seen, world):
     """Publish the state on the web host again, where an accepted PENDING or a leftover stands there."""
     record = seen.record
-    rule = "report" if record.phase == SUBMITTED else "push"
-    if record.phase == PENDING or not record.ended_as(rule):
+    if record.phase == PENDING or not shown_on_web(record):
         return
     if any(r and record.has_accepted(r) for r in (standing_request(seen, WEB, n) for n in REQUESTS)) or seen.web.taken:
         yield from start(seen, world, "report", world.tree.web, "an accepted request still stands on the web host", marker=record.phase)
+
+
+def shown_on_web(record):
+    """Return whether the web host has been shown the present phase: a push that gave up has not brought the results there."""
+    return record.ended_as("report" if record.phase == SUBMITTED else "push") not in ("", GAVE_UP)
 
 
 def submit(seen, world):

@@ -8,6 +8,7 @@ wait for one syncfs. Records change in passes only, one pass at a time.
 """
 
 import asyncio
+import contextlib
 import heapq
 import secrets
 import time
@@ -104,10 +105,9 @@ class Engine:
         if self.dirty or self.ended:
             return
         timeout = max(0.0, self._wakes[0][0] - self.clock()) if self._wakes else None
-        try:
-            await asyncio.wait_for(self.kick.wait(), timeout)
-        except asyncio.TimeoutError:
-            pass
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):  # not wait_for: in 3.11 it loses a cancellation that comes with the kick
+                await self.kick.wait()
         now = self.clock()
         while self._wakes and self._wakes[0][0] <= now:
             self.dirty[heapq.heappop(self._wakes)[1]] = None

@@ -64,6 +64,9 @@ def _read(job_dir, name):
     path = os.path.join(job_dir, name)
     try:
         info = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    try:
         if not stat.S_ISREG(info.st_mode):
             return False
         if name in STATES and info.st_size:
@@ -139,6 +142,7 @@ def restore(job_dir, name, is_accepted):
 
 
 def _put_back(hidden, place, is_accepted):
+    _move_junk_aside(place)
     try:
         os.link(hidden, place)
         os.unlink(hidden)
@@ -192,9 +196,9 @@ def _remove_states(job_dir, but=""):
 
 
 def _move_junk_aside(path):
-    """Rename a directory that stands under a marker's name, so that the marker can be published."""
+    """Rename what stands under a marker's name and is no regular file, so that the marker can be published."""
     try:
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
+        if stat.S_ISREG(os.lstat(path).st_mode):
             return
     except FileNotFoundError:
         return

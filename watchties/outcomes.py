@@ -31,13 +31,26 @@ def take_in(rec, rule, told, outcome, now, new_token, reconcile):
     """
     if outcome is None:
         return Taken(rec)
-    if rule.name != "pull" and told["token"] not in (rec.token, rec.old.token if rec.old else None):
-        return Taken(rec)  # overtaken by a newer attempt
+    if not still_matters(rec, rule, told):
+        return Taken(rec)
     if outcome.outcome == "done":
         return Taken(done(rec, rule, told, outcome.fields, now, new_token))
     if outcome.fields.get("host_down"):
         return Taken(rec)  # the breaker's business: it costs the job nothing
     return failed(rec, rule, told, outcome, now, new_token, reconcile)
+
+
+def still_matters(rec, rule, told):
+    """Return whether an outcome concerns the job as it stands: not if a newer attempt or a newer phase has overtaken it.
+
+    Only cancel has anything to say of the overtaken attempt: what its submit or fetch says would be taken for the new one's.
+    """
+    if rule.name == "pull":
+        return rec.pulling == told["run"]
+    if rule.name == "cancel" and rec.old and told["token"] == rec.old.token:
+        return True
+    expected = {"submit": (PENDING,), "fetch": (SUBMITTED,), "poll": (SUBMITTED,), "cancel": (PENDING, SUBMITTED)}
+    return told["token"] == rec.token and rec.phase in expected.get(rule.name, (told["marker"],))
 
 
 def done(rec, rule, told, fields, now, new_token):
@@ -53,8 +66,8 @@ def done(rec, rule, told, fields, now, new_token):
     if rule.name == "cancel":
         request = Request.parse(told["request"]) if told.get("request") else None
         return record.outcome_of_cancel(rec, told["token"], request, fields.get("how", ""))
-    if rule.name == "poll" or told["marker"] != rec.phase:
-        return rec
+    if rule.name == "poll":
+        return replace(rec, tries={name: entry for name, entry in rec.tries.items() if name != "poll"})
     return record.end_rule(rec, rule.name, "done", fields)
 
 
@@ -66,9 +79,7 @@ def failed(rec, rule, told, outcome, now, new_token, reconcile):
         delay = backoff(before.get("count", 0), rule.retry.first, rule.retry.maximum)
         return Taken(record.put_off(rec, rule.name, now, delay, outcome.reason, outcome.fields))
     if rule.name in BEFORE_DONE:
-        return give_up_before_done(rec, rule, told, outcome, new_token)
-    if told["marker"] != rec.phase:
-        return Taken(rec)
+        return give_up_before_done(rec, rule, told, outcome, now, new_token)
     delay = min(DAY, max(reconcile, reconcile * 2 ** min(20, before.get("count", 0))))
     rec_later = record.put_off(rec, rule.name, now, delay, f"{GAVE_UP}: {outcome.reason}", outcome.fields)
     ended = {**rec.ended, f"{rule.name}@{rec.phase}": GAVE_UP}
@@ -76,21 +87,26 @@ def failed(rec, rule, told, outcome, now, new_token, reconcile):
     return Taken(replace(rec_later, ended=ended), f"{rule.name} gave up: {outcome.reason}" if news else "")
 
 
-def give_up_before_done(rec, rule, told, outcome, new_token):
-    """Return Taken with the job FAILED; what it had is kept."""
+def give_up_before_done(rec, rule, told, outcome, now, new_token):
+    """Return Taken with the job FAILED; what it had is kept. What may have been submitted must still be proven ended."""
     cause = outcome.fields.get("cause") or "infrastructure"
     if rule.name == "pull":
-        if rec.pulling != told["run"]:
-            return Taken(rec)
         request = Request(WEB, PENDING, int(told["identity"])) if told.get("identity") else None
         if request and not rec.has_accepted(request):
             rec = record.accept(rec, request, new_token)
         elif rec.phase != PENDING:
-            return Taken(rec, f"an interrupted pull cannot be repeated: {outcome.reason}")
-    elif rule.name == "submit" and rec.phase != PENDING or rule.name == "fetch" and rec.phase != SUBMITTED:
-        return Taken(rec)
+            return pull_again_tomorrow(rec, outcome, now)
+    elif rule.name == "submit" and cause == "infrastructure":
+        rec = replace(rec, old=record.Attempt(rec.attempt, rec.token, rec.host))
     notice = f"{rule.name} gave up, {FAILED}: {outcome.reason}" if cause == "infrastructure" else ""
     return Taken(record.fail(rec, cause, outcome.reason), notice)
+
+
+def pull_again_tomorrow(rec, outcome, now):
+    """Return Taken where no request is left that could be FAILED: the mirror may be half pulled, so the pull stays open."""
+    news = not rec.tries.get("pull", {}).get("fields", {}).get("told")
+    rec = record.put_off(rec, "pull", now, DAY, outcome.reason, {"told": 1})
+    return Taken(rec, f"an interrupted pull cannot be repeated: {outcome.reason}" if news else "")
 
 
 def web_hints(rule, fields):

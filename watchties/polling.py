@@ -17,9 +17,8 @@ from watchties.jobdirs import COUNT
 
 
 class Polling:
-    """A polled tree. `tell(self, what, job)` is called in another thread; what is one of these:
-
-    ready (the first snapshot is taken: scan now, and nothing is missed), dirty (`job`), gone (the root).
+    """A polled tree. `tell(self, job)` is called in another thread: with "" once the first snapshot is taken (a scan after that
+    misses nothing), then with each job that is dirty.
     """
 
     def __init__(self, dirs, interval, tell):
@@ -33,16 +32,15 @@ class Polling:
             self._observer.schedule(self, self._dirs.root, recursive=True)
             self._observer.start()
         except OSError:
-            self._tell(self, "gone", "")
-            return
+            return  # alive() says so
         if self._stopping:
             self._observer.stop()
         else:
-            self._tell(self, "ready", "")
+            self._tell(self, "")
 
     def alive(self):
-        """Return whether it still polls, or is about to."""
-        return self._starter.is_alive() or all(emitter.is_alive() for emitter in self._observer.emitters)
+        """Return whether it polls, or is about to; it ends when the root goes or cannot be read."""
+        return self._starter.is_alive() or (self._observer.is_alive() and all(e.is_alive() for e in self._observer.emitters))
 
     def stop(self, wait=2.0):
         """End the threads; wait at most so many seconds for one that hangs on a dead file system."""
@@ -55,13 +53,9 @@ class Polling:
     def dispatch(self, event):
         """Take an event from watchdog: only names that count, directly in a job's directory."""
         for path in filter(None, (event.src_path, event.dest_path)):
-            if path == self._dirs.root:
-                if event.event_type == "deleted":
-                    self._tell(self, "gone", "")
-                continue
             job, _, name = path[len(self._dirs.root) + 1 :].rpartition("/")
             if name in COUNT and job.count("/") == self._dirs.depth - 1 and job:
-                self._tell(self, "dirty", job)
+                self._tell(self, job)
 
     def _listdir(self, place):
         path = place[len(self._dirs.root) + 1 :]

@@ -97,7 +97,7 @@ def accept(record, request, token):
             contacted=False,
             ended={},
             tries={},
-            fields={},
+            fields={k: v for k, v in record.fields.items() if k == "cpu_server"},  # a requeue in the mirror has no pull to say it
         )
     return replace(record, served=(*record.served, text))
 
@@ -128,8 +128,8 @@ def outcome_of_pull(record, run, request, told, token):
         record = accept(record, request, token)
         if told.get("cause"):
             record = fail(record, told["cause"], told.get("reason", ""))
-        elif told.get("cpu_server"):
-            record = replace(record, fields={**record.fields, "cpu_server": told["cpu_server"]})
+        else:
+            record = replace(record, fields={**record.fields, "cpu_server": told.get("cpu_server", "")})
     return record
 
 
@@ -211,13 +211,28 @@ def dumps(record):
 def loads(data):
     """Return the record in the bytes of a file; keys of a newer version are kept; raise ValueError on junk."""
     plain = json.loads(data)
+    if not isinstance(plain["version"], int):
+        raise ValueError("it has no version")
     known = {f.name for f in fields(Record)} - {"extra"}
     values = {k: v for k, v in plain.items() if k in known}
     values |= {k: tuple(values[k]) for k in ("accepted", "served") if k in values}
     if values.get("old"):
         values["old"] = Attempt(**{k: values["old"][k] for k in ("attempt", "token", "host")})
     extra = {k: v for k, v in plain.items() if k not in known and k != "version"}
-    return Record(**values, extra=extra)
+    return checked(Record(**values, extra=extra))
+
+
+def checked(record):
+    """Return a record whose values are of their kind; raise ValueError if they are not."""
+    empty = Record()
+    for name in (f.name for f in fields(Record) if f.name != "old"):
+        if type(getattr(record, name)) is not type(getattr(empty, name)):
+            raise ValueError(f"{name} is {getattr(record, name)!r}")
+    for text in (*record.accepted, *record.served):
+        Request.parse(text)
+    if record.phase not in ("", PENDING, SUBMITTED, *FINAL) or bool(record.attempt) != bool(record.token):
+        raise ValueError(f"phase {record.phase!r}, attempt {record.attempt}, token {record.token!r}")
+    return record
 
 
 def load(job_dir):

@@ -5,6 +5,7 @@ Must not know: what an announcement leads to; it only tells (see Listener). What
 """
 
 import asyncio
+import contextlib
 import shlex
 import time
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from watchties.model import CANCEL, COMPUTE, DONE, FAILED, MARKERS, PENDING, REQ
 
 CALL_TIMEOUT = 60.0  # seconds for one short far command
 MISSED_BEATS = 4  # heartbeats without a line before a relay counts as dead
+RELAY_ENDS = 3  # seconds for a relay to end by itself
 RELAY_FAILURES = 3  # so many quick deaths, and the host's markers are listed instead
 MARKERS_OF = {WEB: (PENDING, CANCEL), COMPUTE: (DONE, FAILED)}
 HIDDEN = tuple(TAKEN + name for name in REQUESTS)
@@ -106,10 +108,9 @@ class Link:
 
     async def _pause(self, seconds, wakes=True):
         if wakes:
-            try:
-                await asyncio.wait_for(self._wake.wait(), seconds)
-            except asyncio.TimeoutError:
-                pass
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):  # never wait_for: in 3.11 it loses a cancellation that comes with the end
+                    await self._wake.wait()
             self._wake.clear()
         else:
             await asyncio.sleep(seconds)
@@ -153,7 +154,7 @@ class Link:
         errors = asyncio.create_task(self._process.stderr.read(4096))
         try:
             await self._read(nonce)
-        except (asyncio.TimeoutError, ValueError) as error:
+        except (TimeoutError, ValueError) as error:
             self.listener.problem(self.far.name, f"the relay fell silent or spoke nonsense ({error})")
         finally:
             beats.cancel()
@@ -176,11 +177,15 @@ class Link:
     async def _read(self, nonce):
         hello = f"#relay {nonce}".encode()
         heard = False
-        while line := await asyncio.wait_for(self._process.stdout.readline(), self.heartbeat * MISSED_BEATS):
+        while line := await self._next_line():
             if not heard:
                 heard = line.startswith(hello)  # what comes before is a banner
             else:
                 self._take(line)
+
+    async def _next_line(self):
+        async with asyncio.timeout(self.heartbeat * MISSED_BEATS):
+            return await self._process.stdout.readline()
 
     def _take(self, line):
         try:
@@ -204,7 +209,7 @@ class Link:
             if tree not in self.trees or marker not in MARKERS + HIDDEN:
                 raise ValueError("unknown tree or marker")
             check_job_name(job, self.trees[tree][1])
-            self.listener.announce(Announcement(self.far.name, tree, marker, job, int(ns), "".join(rest).strip("-")))
+            self.listener.announce(Announcement(self.far.name, tree, marker, job, int(ns), "" if rest in ([], ["-"]) else rest[0]))
         except BadJobName as error:
             self.listener.bad(tree, job, str(error))
         except ValueError as error:
@@ -215,8 +220,9 @@ class Link:
         if process and process.returncode is None:
             process.stdin.close()
             try:
-                await asyncio.wait_for(process.wait(), 3)
-            except asyncio.TimeoutError:
+                async with asyncio.timeout(RELAY_ENDS):
+                    await process.wait()
+            except TimeoutError:
                 process.kill()
                 await process.wait()
 
@@ -229,8 +235,9 @@ async def call(far, command, stdin=b"", timeout=CALL_TIMEOUT):
         *ssh.argv(far, ssh.frame(nonce, far.root, command)), stdin=pipe, stdout=pipe, stderr=pipe
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(stdin), timeout)
-    except asyncio.TimeoutError:
+        async with asyncio.timeout(timeout):
+            out, err = await process.communicate(stdin)
+    except TimeoutError:
         raise Unreachable(f"host {far.name} did not answer within {timeout:g} s") from None
     finally:
         if process.returncode is None:

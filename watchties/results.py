@@ -10,8 +10,8 @@ unless it is just what the compute host has, for then an interrupted fetch has b
 
 from typing import NamedTuple
 
-from watchties import manifest, transfer
-from watchties.errors import Rejected
+from watchties import batches, manifest
+from watchties.errors import Rejected, Unsafe
 from watchties.model import DONE
 
 
@@ -26,20 +26,26 @@ class Brought(NamedTuple):
 
 def bring(run, route, jobs):
     """Bring the results of attempts that have ended; return job -> Brought. Jobs that fail are settled."""
-    sent = {job: _manifest(job) for job in jobs}
-    spared = edited(run, route, {job: manifest.changed(sent[job], manifest.walk(job.dir)) for job in jobs})
+    sent, touched = {}, {}
+    for job in jobs:
+        try:
+            sent[job], now = _manifest(job), manifest.walk(job.dir)
+            touched[job] = manifest.changed(sent[job], now)
+        except (OSError, Unsafe) as error:
+            run.retry(job, error)
+    spared = edited(run, route, touched)
     _write(run, "spared", {job: dict.fromkeys(sorted(paths), manifest.Entry(0)) for job, paths in spared.items()})
     waiting = [job for job in spared if job not in run.settled]
-    carried = transfer.carry(route, {job: [job.job] for job in waiting}, spared=spared, inward=True, listing=True,
+    carried = batches.carry(route, {job: [job.job] for job in waiting}, spared=spared, inward=True, listing=True,
                              missing_ok=True, timeout=run.timeout)  # fmt: skip
     failed = run.failures(carried)
-    brought = {job: _look(job, sent[job], listed, spared[job]) for job, listed in carried.items() if job not in failed}
-    return brought
+    return {job: _look(job, sent[job], listed, spared[job]) for job, listed in carried.items() if job not in failed}
 
 
 def keep(run, route, brought):
     """Make durable what has come, then the list of what was made; return the jobs whose list stands."""
-    transfer.settle_on_disk(route)
+    if brought:
+        batches.settle_on_disk(route)
     _write(run, "made", {job: result.made for job, result in brought.items()})
     return [job for job in brought if job not in run.settled]
 
@@ -66,7 +72,7 @@ def _manifest(job):
 def edited(run, route, touched):
     """Return job -> those of its touched paths that the compute host has in another version; jobs that fail are settled."""
     names = {job: [f"{job.job}/{path}" for path in sorted(paths)] for job, paths in touched.items()}
-    found = transfer.carry(route, names, inward=True, recursive=False, listing=True, dry=True, missing_ok=True, timeout=run.timeout)
+    found = batches.carry(route, names, inward=True, recursive=False, listing=True, dry=True, missing_ok=True, timeout=run.timeout)
     failed = run.failures(found)
     return {job: paths - _same(found[job]) for job, paths in touched.items() if job not in failed}
 

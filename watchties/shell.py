@@ -18,6 +18,7 @@ import sh
 from watchties import ssh
 from watchties.errors import CommandFailed, WatchtiesError
 
+FEW = 50  # items in one command line: names are at most 512 bytes, and some commands name them twice
 PACKAGES = {"rsync": "rsync", "ssh": "openssh-client", "runuser": "util-linux", "sudo": "sudo", "sync": "coreutils"}
 
 
@@ -30,7 +31,7 @@ class Result(NamedTuple):
 
 
 def run(argv, *, timeout, stdin=None, cwd=None, env=None):
-    """Run a command and return its Result, whatever the exit code.
+    """Run a command and return its Result, whatever the exit code. Its words must be valid UTF-8: odd names go by `stdin`.
 
     `timeout` is in seconds; when it has passed the command is killed and a transient CommandFailed raised. `stdin` is
     text or bytes, None for nothing. A command that is not there raises WatchtiesError, naming what to install.
@@ -38,7 +39,7 @@ def run(argv, *, timeout, stdin=None, cwd=None, env=None):
     with _memory(stdin) as given, _memory() as out, _memory() as err:
         process = _start(argv, _in=given, _out=out, _err=err, **({"_cwd": cwd} if cwd else {}), **({"_env": env} if env else {}))
         late = threading.Event()
-        timer = threading.Timer(timeout, lambda: (late.set(), _kill(process)))
+        timer = threading.Timer(timeout, lambda: (late.set(), _kill(process, process.kill)))
         timer.start()
         try:
             code = _wait(process)
@@ -65,6 +66,12 @@ def far(far, command, stdin=None, timeout=120):
     return Result(code, payload, result.err)
 
 
+def chunks(items):
+    """Yield the items, a few at a time: all of them may not fit into one command line (128 kB a word, execve(2))."""
+    for start in range(0, len(items), FEW):
+        yield items[start : start + FEW]
+
+
 def outside_environment(**more):
     """Return our environment without the hook's own variables: a job that runs on this machine inherits it."""
     return {key: value for key, value in os.environ.items() if not key.startswith("WATCHTIES_")} | more
@@ -80,6 +87,9 @@ def _start(argv, **how):
     except sh.CommandNotFound:
         package = PACKAGES.get(argv[0], argv[0])
         raise WatchtiesError(f"{argv[0]} is not on this machine: install the package {package} (apt-get install {package})") from None
+    except (sh.ForkException, BlockingIOError) as error:
+        said = (str(error).strip().splitlines() or ["no process to be had"])[-1]
+        raise CommandFailed(argv[:1], 255, "", said, "could not be started", transient=True) from None
 
 
 def _wait(process):
@@ -91,9 +101,11 @@ def _wait(process):
     return code if code >= 0 else 128 - code
 
 
-def _kill(process, how=None):
+def _kill(process, how):
+    if process.process.exit_code is not None:
+        return  # reaped: its number may be another one's by now
     try:
-        (how or process.kill)()
+        how()
     except OSError:
         pass  # it has ended meanwhile
 

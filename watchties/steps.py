@@ -74,7 +74,7 @@ def _publish(job, step, new_token):
         yield from markers.publish(job.dir, step.marker, marker_fields(job.record))
         return job.record
     new = job.record
-    if not os.path.lexists(os.path.join(job.dir, PENDING)):
+    if PENDING not in markers.look(job.dir).markers:
         new = yield from save(job, replace(new, own=markers.prepare_pending(job.dir)))
     yield from markers.publish_pending(job.dir)
     return new

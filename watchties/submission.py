@@ -14,7 +14,7 @@ Must not know: a scheduler's words (schedulers/), rsync's options, the attempt's
 import time
 from datetime import UTC, datetime
 
-from watchties import manifest, retry, schedulers, shell, transfer
+from watchties import batches, manifest, retry, schedulers, shell, transfer
 from watchties.agent import Agent
 from watchties.errors import Unsafe
 from watchties.schedulers import NotNow, QueryFailed, Refused, Submitted
@@ -74,7 +74,7 @@ class Submission:
         for job, error in manifest.write("manifest", lists).items():
             self.run.retry(job, error)
             del lists[job]
-        sent = transfer.carry(self.route, {job: [job.job] for job in lists}, inward=False, timeout=self.run.timeout)
+        sent = batches.carry(self.route, {job: [job.job] for job in lists}, inward=False, timeout=self.run.timeout)
         failed = self.run.failures(sent)
         return [job for job in lists if job not in failed]
 
@@ -120,11 +120,11 @@ class Submission:
 
     def find(self, names):
         """Return name -> id of those the scheduler knows; raise QueryFailed if it could not be asked."""
-        if not names:
-            return {}
-        command = self.agent.with_setup(self.scheduler.find_command(list(names)))
-        answer = retry.network(shell.far, self.agent.far, command)
-        return {name: number for name, number in self.scheduler.parse_find(*answer).items() if name in names}
+        found = {}
+        for some in shell.chunks(list(names)):
+            command = self.agent.with_setup(self.scheduler.find_command(some))
+            found |= self.scheduler.parse_find(*retry.network(shell.far, self.agent.far, command))
+        return {name: number for name, number in found.items() if name in names}
 
     def not_found_again(self, job):
         """Return whether this is the second query, a grace period after the first, that succeeded and found nothing."""

@@ -1,7 +1,7 @@
-"""rsync between the mirror and a host: what is passed to it, what its exit codes mean, batches that one job cannot spoil.
+"""One rsync between the mirror and a host: what is passed to it, what its exit codes and its lines mean.
 
 Knows: rsync(1) 3.1.3 and newer, and where a tree lies on a host.
-Must not know: why something travels, what the agent says, what becomes of a job.
+Must not know: jobs and batches of them (batches.py), why something travels, what the agent says.
 
 Every option stands here once, with its reason. Nothing is ever deleted by a transfer.
 """
@@ -13,7 +13,7 @@ import shlex
 import tempfile
 from dataclasses import dataclass
 
-from watchties import manifest, retry, shell, ssh
+from watchties import manifest, shell, ssh
 from watchties.errors import CommandFailed, NotNow, Unreachable
 from watchties.model import MARKERS, RECORD_DIR, depth, printable
 
@@ -24,7 +24,7 @@ OPTIONS = (
     "-O",  # directories' times mean nothing here
     "--modify-window=-1",  # else a change within the same second, of the same size, is missed
     "--no-implied-dirs",  # else a USER directory there gets our mode, or is replaced if it is a link
-    "--from0", "--files-from=-",  # else a name that begins with # is a comment
+    "--from0", "--files-from=-",  # any name; and each with ./ in front: a local rsync takes #x and ;x for comments even so
     "--partial-dir=" + manifest.PARTIAL,
     f"--timeout={STALLED}",
 )  # fmt: skip
@@ -32,7 +32,7 @@ PROBE = 60  # seconds for a host to show that it is there
 NO_SETUID = "Fug-s"
 INTO_MIRROR = "Du+rwx,Fu+rw"  # what a user made read-only must not stop the next transfer
 
-OK, AGAIN, RESOURCES, PARTIAL_, PERMANENT = "ok", "again", "resources", "partial", "permanent"
+OK, AGAIN, RESOURCES, PARTIAL, PERMANENT = "ok", "again", "resources", "partial", "permanent"
 EXIT_CODES = {  # rsync(1), EXIT VALUES; 124 to 127 and 255 are the remote shell's
     0: (OK, ""),
     1: (PERMANENT, "an option that this rsync does not know"),
@@ -42,7 +42,7 @@ EXIT_CODES = {  # rsync(1), EXIT VALUES; 124 to 127 and 255 are the remote shell
     5: (AGAIN, "the far side did not start"),
     6: (PERMANENT, "no log file can be written"),
     10: (AGAIN, "the connection broke"),
-    11: (PARTIAL_, "a file could not be read or written: is the disk full?"),
+    11: (PARTIAL, "a file could not be read or written: is the disk full?"),
     12: (AGAIN, "the stream broke off: lost connection, a login that prints, no rsync there, or a full disk"),
     13: (PERMANENT, "rsync's own diagnostics failed"),
     14: (RESOURCES, "no process or pipe to be had"),
@@ -51,8 +51,8 @@ EXIT_CODES = {  # rsync(1), EXIT VALUES; 124 to 127 and 255 are the remote shell
     20: (RESOURCES, "it was told to stop"),
     21: (AGAIN, "its child went astray"),
     22: (RESOURCES, "not enough memory"),
-    23: (PARTIAL_, "some files were not carried: permissions, a full disk, or not there"),
-    24: (PARTIAL_, "files vanished while they were carried"),
+    23: (PARTIAL, "some files were not carried: permissions, a full disk, or not there"),
+    24: (PARTIAL, "files vanished while they were carried"),
     25: (PERMANENT, "a limit on deletions, which is never asked for"),
     30: (AGAIN, f"no byte for {STALLED} s"),
     35: (AGAIN, "no answer from the far side's daemon"),
@@ -62,7 +62,6 @@ EXIT_CODES = {  # rsync(1), EXIT VALUES; 124 to 127 and 255 are the remote shell
     127: (PERMANENT, "there is no rsync on the far side: install it"),
     255: (AGAIN, "ssh failed"),
 }
-VANISHED = 24
 NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
 
 
@@ -84,10 +83,10 @@ class RsyncFailed(CommandFailed):
 
 @dataclass(frozen=True)
 class Route:
-    """One tree between the mirror and a host. far_root, mirror: the tree's directory on each; pattern: of its jobs."""
+    """One tree between the mirror and a host. data: its directory below the host's root; pattern: of its jobs."""
 
     far: ssh.Far
-    far_root: str
+    data: str
     mirror: str
     pattern: str = "*/*"
     chmod: str = ""
@@ -97,12 +96,16 @@ class Route:
     def name(self):
         return self.far.name
 
+    @property
+    def far_root(self):
+        return f"{self.far.root}/{self.data}"
+
     @classmethod
     def of(cls, config, tree, host):
         """Return the route of a tree's name and a host's name in a plain configuration."""
         far, table, there = ssh.from_config(config, host), config["tree"][tree], config["host"][host]
-        mirror = os.path.join(config["home"], os.path.expanduser(table["root"]))
-        return cls(far, f"{far.root}/{data_of(config, tree, host)}", mirror, table.get("jobs") or "*/*",
+        mirror = os.path.join(config["home"], table["root"])
+        return cls(far, data_of(config, tree, host), mirror, table.get("jobs") or "*/*",
                    there.get("chmod") or "", there.get("bwlimit") or "")  # fmt: skip
 
 
@@ -115,7 +118,7 @@ def data_of(config, tree, host):
 
 
 def rsync(route, names, *, inward, recursive=True, exclude=(), listing=False, dry=False, missing_ok=False, timeout=86400):
-    """Run one rsync between the two tree roots; if `listing`, return {path: item} of all there is, changed or not.
+    """Run one rsync between the two tree roots; if `listing`, return {path: item} of all there is, changed or not, else {}.
 
     names: paths below the root. inward: from the host into the mirror. exclude: paths below the root that stay as
     they are. An item is rsync's (rsync(1), --itemize-changes): it begins with a dot if no content had to travel.
@@ -130,10 +133,10 @@ def rsync(route, names, *, inward, recursive=True, exclude=(), listing=False, dr
     argv += ["--ignore-missing-args"] if missing_ok else []
     with _exclude_file(exclude) as excluded:
         argv += excluded + ["--", *((there, here) if inward else (here, there))]
-        result = shell.run(argv, stdin="\0".join(names), timeout=timeout, env=shell.outside_environment(LC_ALL="C"))
+        result = shell.run(argv, stdin="\0".join(f"./{name}" for name in names), timeout=timeout, env=shell.outside_environment(LC_ALL="C"))
     if result.code:
         raise failure(route, argv, result)
-    return dict(itemised(result.out)) if listing else {}
+    return dict(itemised(result.out))
 
 
 _NO_ROOT = re.compile(r'(?:change_dir|\[Receiver\] mkdir)\S* "(.*?)[/.]*" .*failed', re.MULTILINE)
@@ -223,67 +226,3 @@ def _unescaped(name):
     """Return a name as it is on disk: rsync writes what is not printable as \\#ooo (rsync(1), --8-bit-output)."""
     raw = re.sub(rb"\\#(\d{3})", lambda match: bytes([int(match[1], 8)]), name.encode("utf-8", "surrogateescape"))
     return raw.decode("utf-8", "surrogateescape")
-
-
-# ---- batches ----
-
-
-def carry(route, names, *, spared=None, **how):
-    """Carry many jobs in as few rsyncs as one bad job allows; return job -> {path in the job: item}, or the RsyncFailed it met.
-
-    names: job -> paths below the tree's root. spared: job -> paths in the job that are left as they are; such jobs
-    travel alone, as rsync tries every pattern on every file. how: as for `rsync`.
-    """
-    spared = {job: paths for job, paths in (spared or {}).items() if paths}
-
-    def step(jobs):
-        excluded = [f"{job.job}/{path}" for job in jobs for path in spared.get(job, ())]
-        listed = retry.network(rsync, route, [n for job in jobs for n in names[job]], exclude=excluded, **how)
-        return _by_job(jobs, listed, depth(route.pattern))
-
-    results = each([job for job in names if job not in spared and names[job]], step)
-    for job in spared:
-        results |= each([job], step)
-    return {job: results.get(job, {}) for job in names}
-
-
-def _by_job(jobs, listed, levels):
-    found = {job.job: {} for job in jobs}
-    for path, item in listed.items():
-        *parts, inside = path.split("/", levels)
-        if len(parts) == levels:
-            found["/".join(parts)][inside] = item
-    return {job: found[job.job] for job in jobs}
-
-
-def each(jobs, step):
-    """Return job -> what step(jobs) says of it; where files are to blame, halve the batch until the jobs are alone.
-
-    What concerns the host as a whole is raised. Vanished files are looked at once more.
-    """
-    if not jobs:
-        return {}
-    try:
-        return step(jobs)
-    except RsyncFailed as error:
-        if error.kind != PARTIAL_ and not error.no_space:
-            raise
-        print(error)
-        if len(jobs) > 1:
-            middle = len(jobs) // 2
-            return each(jobs[:middle], step) | each(jobs[middle:], step)
-        return _once_more(jobs, step) if error.code == VANISHED else {jobs[0]: error}
-
-
-def _once_more(jobs, step):
-    try:
-        return step(jobs)
-    except RsyncFailed as error:
-        return {jobs[0]: error}
-
-
-def settle_on_disk(route):
-    """Make durable what has come into the mirror: one syncfs, not a sync for each file."""
-    result = shell.run(["sync", "-f", route.mirror], timeout=600)
-    if result.code:
-        raise CommandFailed(["sync", "-f", route.mirror], *result, "the mirror's disk", transient=True)

@@ -31,9 +31,8 @@ DIR_MASK = _EVER | flags.CREATE
 # No CREATE here: a marker that is being written is seen when it is closed, or one request would have two identities.
 JOB_MASK = _EVER | flags.CLOSE_WRITE | flags.ATTRIB | flags.DELETE
 RARE = int(flags.CREATE | flags.MOVE_SELF | flags.UNMOUNT | flags.Q_OVERFLOW | flags.IGNORED | flags.ISDIR)
-OVERFLOW, LOST = int(flags.Q_OVERFLOW), int(flags.IGNORED | flags.MOVE_SELF | flags.UNMOUNT)
-IGNORED, MOVE_SELF, MOVED_FROM = map(int, (flags.IGNORED, flags.MOVE_SELF, flags.MOVED_FROM))
-DONT_FOLLOW = int(flags.DONT_FOLLOW)
+LOST = int(flags.IGNORED | flags.MOVE_SELF | flags.UNMOUNT)  # said of the root
+OVERFLOW, IGNORED, MOVE_SELF, MOVED_FROM = map(int, (flags.Q_OVERFLOW, flags.IGNORED, flags.MOVE_SELF, flags.MOVED_FROM))
 
 
 class MirrorWatch:
@@ -80,10 +79,7 @@ class MirrorWatch:
         """
         self._missed = 0
         yield from self._explore("", 0)
-        if self._missed:
-            self._tell_limit()
-        else:
-            self._told.discard("limit")
+        self._tell_limit() if self._missed else self._told.discard("limit")
 
     def watch_job(self, job):
         """Watch a job directory that the daemon has made itself, without waiting for the event. Return whether it is watched."""
@@ -149,21 +145,15 @@ class MirrorWatch:
         self._paths, self._missed = {}, 0
         self._fresh.clear()
 
-    def _from_polling(self, source, what, job):
+    def _from_polling(self, source, job):
         """Take what the polling thread says; what a former one said too late is passed over."""
         if loop := self._loop:
             with contextlib.suppress(RuntimeError):  # the loop may have ended
-                loop.call_soon_threadsafe(self._polled, source, what, job)
+                loop.call_soon_threadsafe(self._polled, source, job)
 
-    def _polled(self, source, what, job):
-        if source is not self._polling:
-            return
-        if what == "dirty":
-            self._on_dirty(job)
-        elif what == "ready":
-            self._on_rescan(f"polling of {self.root} has begun")
-        else:
-            self._identity = None  # it cannot be read: the next look at the root begins anew
+    def _polled(self, source, job):
+        if source is self._polling:
+            self._on_dirty(job) if job else self._on_rescan(f"polling of {self.root} has begun")
 
     # --- telling
 
@@ -174,8 +164,8 @@ class MirrorWatch:
 
     def _tell_limit(self):
         now = LIMIT.read_text().strip() if LIMIT.exists() else "unknown"
-        self._problem("limit", f"inotify watch limit reached: {self._missed} directories of {self.root} are not watched, only reconcile finds "
-                      f"what changes there; raise the sysctl fs.inotify.max_user_watches (now {now}), this tree needs "
+        self._problem("limit", f"inotify watch limit reached: {self._missed} directories of {self.root} are not watched, "
+                      f"only reconcile finds what changes there; raise the sysctl fs.inotify.max_user_watches (now {now}), this tree needs "
                       f"{len(self._paths) + self._missed}")
 
     def _refuse(self, path, reason):
@@ -196,7 +186,7 @@ class MirrorWatch:
             return True
         mask = JOB_MASK if depth == self._dirs.depth else DIR_MASK
         try:
-            self._paths[self._inotify.add_watch(self._dirs.at(path), mask | (DONT_FOLLOW if path else 0))] = path
+            self._paths[self._inotify.add_watch(self._dirs.at(path), mask | (flags.DONT_FOLLOW if path else 0))] = path
         except OSError as trouble:
             if trouble.errno == errno.ENOSPC:
                 self._missed += 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from helpers import AGENT, HOOKS, files_below, identity, make_site, put, read_rows, wait_for, write  # noqa: E402
+from helpers import AGENT, HOOKS, files_below, identity, make_site, put, read_rows, runs, wait_for, write  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not AGENT.exists(), reason="no agent.sh")
 NAME = "ann/two words $(touch x) 'it''s' é;*"
@@ -38,15 +38,15 @@ def submit(site, *names, **more):
     return site.run_hook("submit", [site.job(name, place="mirror", **more) for name in names or [NAME]])
 
 
-def exit_file(site, name=NAME, attempt=1, token="t1"):
-    return site.compute / name / ".watchties" / f"{attempt}.{token}" / "exit"
+def exit_file(site, name=NAME, attempt=1, token=None):
+    return site.compute / name / ".watchties" / f"{attempt}.{token or site.token}" / "exit"
 
 
 def run_to_exit(site, name=NAME, **more):
     """Pull, submit, and wait for the wrapper's end; return the fields that the record would hold."""
     pull(site, name)
     fields = submit(site, name, **more).fields(name)
-    wait_for(lambda: exit_file(site, name, more.get("attempt", 1), more.get("token", "t1")).exists())
+    wait_for(lambda: exit_file(site, name, more.get("attempt", 1), more.get("token")).exists())
     return fields
 
 
@@ -96,11 +96,13 @@ def test_jobs_of_a_batch_are_settled_each(site):
 
 
 def test_one_bad_job_does_not_spoil_the_batch(site):
-    names = ["ann/e1", "ann/gone", "bob/e2"]
-    for name in "ann/e1", "bob/e2":
+    names = ["ann/e1", "eve/bad", "bob/e2"]
+    for name in names:
         request(site, name)
+    (site.mirror / "eve").symlink_to(site.base)  # into which nothing may be written
     ended = site.run_hook("pull", [site.job(n) for n in names])
-    assert [ended.outcome(n) for n in names] == ["done", "retry", "done"] and "gone" in ended.reason("ann/gone")
+    assert [ended.outcome(n) for n in names] == ["done", "retry", "done"] and "eve" in ended.reason("eve/bad")
+    assert not (site.base / "bad").exists()
 
 
 # ---- pull ----
@@ -133,9 +135,12 @@ def test_pull_rejects_a_job_without_command(site):
     assert pull(site).fields(NAME)["reason"].startswith("there is no file command in it")
 
 
-def test_a_request_that_was_taken_back_is_not_rejected(site):
-    put(site.web / NAME / "data.csv")
-    assert site.run_hook("pull", [site.job(NAME, identity="17")]).fields(NAME)["identity"] == ""
+@pytest.mark.parametrize("deleted", [False, True])
+def test_a_request_that_was_taken_back_is_told_as_such(site, deleted):
+    if not deleted:
+        put(site.web / NAME / "command")
+    ended = site.run_hook("pull", [site.job(NAME, identity="17")])
+    assert (ended.outcome(NAME), ended.fields(NAME)["identity"]) == ("done", "")
 
 
 def test_pull_follows_a_request_that_changes_meanwhile(site):
@@ -146,6 +151,14 @@ def test_pull_follows_a_request_that_changes_meanwhile(site):
     number = identity(put(site.web / NAME / "PENDING"))
     ended = site.run_hook("pull", [site.job(NAME, identity="1")])
     assert ended.fields(NAME)["identity"] == number and (site.mirror / NAME / "data.csv").read_text() == "new\n"
+
+
+def test_pull_asks_no_more_than_it_must(site):
+    put(site.base / "bin/rsync", f'#!/bin/sh\necho once >>{site.base}/count\nPATH="{os.environ["PATH"]}" exec rsync "$@"\n').chmod(0o755)
+    request(site)
+    job = site.job(NAME, identity=identity(site.web / NAME / "PENDING"))
+    site.run_hook("pull", [job], PATH=f"{site.base / 'bin'}:{os.environ['PATH']}")
+    assert (site.base / "count").read_text() == "once\n"
 
 
 def test_pull_gives_up_for_now_when_pending_never_stands_still(site, tmp_path):
@@ -192,6 +205,7 @@ def test_a_job_directory_that_is_a_link_is_rejected(site):
     (site.web / "ann/e1").symlink_to(site.base / "elsewhere")
     ended = site.run_hook("pull", [site.job("ann/e1", identity="1")])
     assert ended.fields("ann/e1")["cause"] == "rejected" and "symbolic link" in ended.reason("ann/e1")
+    assert not os.path.lexists(site.mirror / "ann/e1")
 
 
 # ---- submit ----
@@ -220,7 +234,7 @@ def test_claim_first_inputs_do_not_change_under_a_job_that_was_submitted(site):
 def test_an_intent_without_reply_is_asked_for_by_name_twice_before_it_is_submitted_again(site):
     request(site, command=f"echo run >>{site.base}/ran")
     pull(site)
-    attempt = site.compute / NAME / ".watchties/1.t1"
+    attempt = site.compute / NAME / f".watchties/1.{site.token}"
     attempt.mkdir(parents=True)
     (attempt / "intent.run-cut-off").touch()
     first = submit(site)
@@ -240,10 +254,10 @@ def test_an_intent_whose_wrapper_is_found_is_adopted(site):
     """The wrapper has started, and died to the world before `begun`: it is known by its token alone."""
     request(site)
     pull(site)
-    attempt = site.compute / NAME / ".watchties/1.t1"
+    attempt = site.compute / NAME / f".watchties/1.{site.token}"
     attempt.mkdir(parents=True)
     (attempt / "intent.run-cut-off").touch()
-    stands_for_it = subprocess.Popen(["sh", "-c", "sleep 60; true", "wrapper", NAME, "1", "t1"])
+    stands_for_it = subprocess.Popen(["sh", "-c", "sleep 60; true", "wrapper", NAME, "1", site.token])
     try:
         assert submit(site).fields(NAME)["id"] == str(stands_for_it.pid)
         assert submit(site).fields(NAME)["id"] == str(stands_for_it.pid)  # from the reply, now
@@ -263,8 +277,7 @@ def test_a_cancelled_attempt_is_not_submitted(site):
 def test_a_submit_command_that_is_refused_fails_the_job_in_the_schedulers_words(site):
     request(site)
     pull(site)
-    put(site.roots["b01"] / "scripts/setsid", "#!/bin/sh\n").chmod(0o755)
-    site.config["host"]["b01"]["setup"] = "WT_BROKEN=1\nsetsid() { echo; }\necho() { printf 'no such queue\\n' >&2; return 9; }"
+    site.config["host"]["b01"]["setup"] = "setsid() { :; }\necho() { printf 'no such queue\\n' >&2; return 9; }"
     ended = submit(site)
     assert ended.outcome(NAME) == "failed" and ended.fields(NAME)["cause"] == "rejected" and "no such queue" in ended.reason(NAME)
 
@@ -273,7 +286,7 @@ def test_not_now_is_not_remembered_as_the_answer(site):
     """The reply is stored; were it given for ever, the job would never be submitted."""
     request(site)
     pull(site)
-    site.config["host"]["b01"]["setup"] = "echo() { printf 'Cannot fork\\n' >&2; return 2; }"
+    site.config["host"]["b01"]["setup"] = "setsid() { :; }\necho() { printf 'Cannot fork\\n' >&2; return 2; }"
     ended = submit(site)
     assert ended.outcome(NAME) == "retry" and "takes no more for now: Cannot fork" in ended.reason(NAME)
     site.config["host"]["b01"]["setup"] = None
@@ -419,7 +432,7 @@ def test_poll_sees_running_then_lost_when_the_session_is_gone(site):
     request(site, command="sleep 60")
     pull(site)
     fields = submit(site).fields(NAME)
-    wait_for((site.compute / NAME / ".watchties/1.t1/begun").exists)
+    wait_for((site.compute / NAME / f".watchties/1.{site.token}/begun").exists)
 
     def poll(**more):
         return site.run_hook("poll", [site.job(NAME, marker="SUBMITTED", fields=fields | more)]).fields(NAME)
@@ -434,7 +447,7 @@ def test_poll_sees_running_then_lost_when_the_session_is_gone(site):
 def test_a_job_that_never_began_is_lost_only_after_two_looks_a_grace_period_apart(site):
     request(site)
     site.config["daemon"]["grace"] = 30.0
-    attempt = site.compute / NAME / ".watchties/1.t1"
+    attempt = site.compute / NAME / f".watchties/1.{site.token}"
     put(attempt / "reply", "x\t0\no\t999999999\n")
     fields = {"id": "999999999", "submitted": "2020-01-01T00:00:00+00:00"}
     job = site.job(NAME, marker="SUBMITTED", fields=fields)
@@ -447,7 +460,7 @@ def test_a_job_that_never_began_is_lost_only_after_two_looks_a_grace_period_apar
 def test_a_query_that_failed_changes_nothing(site):
     site.config["host"]["b01"]["setup"] = "cut() { return 1; }\ngrep() { exit 1; }"
     site.config["daemon"]["grace"] = 0.001
-    put(site.compute / NAME / ".watchties/1.t1/reply", "x\t0\no\t999999999\n")
+    put(site.compute / NAME / f".watchties/1.{site.token}/reply", "x\t0\no\t999999999\n")
     job = site.job(NAME, marker="SUBMITTED", fields={"id": "999999999", "submitted": "2020-01-01", "missing": 1})
     ended = site.run_hook("poll", [job])
     assert ended.fields(NAME)["seen"] == "" and "ended with 1" in ended.fields(NAME)["note"]
@@ -466,7 +479,7 @@ def test_cancel_stops_a_running_job_with_all_its_children(site):
     fields = submit(site).fields(NAME)
     child = int(wait_for(lambda: (site.compute / NAME / "child").exists() and (site.compute / NAME / "child").read_text()))
     ended = site.run_hook("cancel", [site.job(NAME, fields=fields)])
-    assert ended.fields(NAME) == {"how": "ended"} and not Path(f"/proc/{child}/cmdline").exists()
+    assert ended.fields(NAME) == {"how": "ended"} and not runs(child)
     assert site.run_hook("poll", [site.job(NAME, marker="SUBMITTED", fields=fields)]).fields(NAME)["seen"] == "FAILED"
     fields = fetch(site, marker="FAILED", fields=fields).fields(NAME)
     assert (fields["state"], fields["cause"]) == ("FAILED", "cancelled")
@@ -484,7 +497,15 @@ def test_a_host_without_its_directory_costs_the_jobs_nothing(site):
 def test_an_agent_that_is_missing_is_told_in_one_line(site):
     (site.roots["b01"] / "scripts/agent.sh").unlink()
     ended = submit(site)
-    assert ended.code == 1 and "watchties deploy b01" in ended.err.splitlines()[-1] and "Traceback" not in ended.err
+    assert ended.code == 75 and ended.fields(NAME) == {"host_down": True}
+    assert ended.err.splitlines()[-1] == "host b01 has no scripts/agent.sh: run `watchties deploy b01`"
+
+
+def test_a_tree_that_is_not_mounted_on_a_host_is_no_jobs_fault(site):
+    site.compute.rmdir()
+    ended = submit(site)
+    assert ended.code == 75 and ended.fields(NAME) == {"host_down": True} and "is its disk mounted?" in ended.err.splitlines()[-1]
+    assert not site.compute.exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
@@ -513,7 +534,7 @@ def test_sigterm_ends_a_hook_and_its_children_soon(site):
     hook.terminate()
     _, err = hook.communicate(timeout=10)
     assert hook.returncode == 75 and err.decode().splitlines()[-1] == "told to stop" and read_rows(result) == []
-    wait_for(lambda: not Path(f"/proc/{child}/cmdline").exists(), 5)
+    wait_for(lambda: not runs(child), 5)
 
 
 def test_the_slots_lock_is_handed_on_to_rsync_but_not_to_the_job(site):

@@ -275,6 +275,14 @@ def test_directories_that_move_are_told_under_their_new_name_only(root, tmp_path
         pass  # it may be told twice
     (root / "eve/E2/CANCEL").touch()
     assert listed.line() == line_of("CANCEL", "eve/E2", root / "eve/E2")
+    (root / "eve/E2").rename(tmp_path / "job")
+    job(root, "eve/E2")
+    (root / "eve/E2/CANCEL").touch()
+    assert listed.line() == line_of("CANCEL", "eve/E2", root / "eve/E2")
+    while listed.line(0.3):
+        pass
+    (tmp_path / "job/CANCEL").write_text("x")
+    assert listed.line(0.3) is None
     (root / "eve").rename(tmp_path / "gone")
     (tmp_path / "gone/E2/CANCEL").write_text("x")
     job(root, "eve/E2", PENDING="")
@@ -321,6 +329,11 @@ def test_a_tree_that_goes_and_comes_back_is_found_again(root, tmp_path, call):
         assert line_of("PENDING", f"new/E{again}", place) == caller.until(b"PENDING")[-1]
         shutil.rmtree(tmp_path / "away")
         caller.say(b"beat\n")
+
+
+def test_a_tree_that_goes_is_told_by_its_event(root, tmp_path, listed):
+    root.rename(tmp_path / "away")
+    assert b"is there" in listed.until(b"#error")[-1]
 
 
 # --- where inotify does not serve

@@ -22,7 +22,8 @@ class Seen:
 
     def __init__(self, root, **options):
         self.watch = MirrorWatch(root, **options)
-        self.dirty, self.rescans, self.problems, self.bad = [], [], [], []
+        self.dirty, self.rescans, self.problems, self.bad, self.errors = [], [], [], [], []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: self.errors.append(context))
         self.watch.start(asyncio.get_running_loop(), self.dirty.append, self.rescans.append, self.problems.append, self._on_bad)
 
     def _on_bad(self, job, reason):
@@ -68,6 +69,7 @@ def run(root):
                 await asyncio.wait_for(story(seen), 60)
             finally:
                 seen.watch.stop()
+            assert not seen.errors
 
         asyncio.run(whole())
 
@@ -117,6 +119,8 @@ def test_hostile_names_are_told_once_and_links_not_followed(root, run, tmp_path)
     (root / "ann/note").symlink_to(outside / "PENDING")
     for name in (b"-rf", b"new\nline", b"bad\xff", "sep\u2028x".encode()):
         os.makedirs(os.fsencode(root) + b"/ann/" + name)
+    job(root, "ann/.cache")
+    job(root, ".snapshots/E1")
 
     async def story(seen):
         for _ in range(2):
@@ -173,6 +177,8 @@ def test_results_and_our_own_hidden_files_make_nothing_dirty_and_cost_little(roo
             (place / name).write_text("x")
         (place / model.RECORD_DIR).mkdir()
         (place / model.RECORD_DIR / "PENDING").touch()
+        (place / "plots").rename(place / "pictures")
+        place.chmod(0o750)
         writer = await asyncio.create_subprocess_exec(
             sys.executable, "-c", "import os\nfor n in range(3000):\n open(f'.r{n}.tmp', 'w').close(); os.chmod(f'.r{n}.tmp', 0o644); "
             "os.rename(f'.r{n}.tmp', f'r{n}')", cwd=place
@@ -223,10 +229,13 @@ def test_directories_that_move_are_known_under_their_new_name_only(root, run, tm
         assert await seen.next() == {"eve/E2"}
         (root / "eve/E2").rename(tmp_path / "job")
         assert await seen.next() == {"eve/E2"}
-        (root / "eve").rename(tmp_path / "user")
-        await seen.nothing()
         (tmp_path / "job/DONE").write_text("x")
-        job(tmp_path, "user/E3", "PENDING")
+        await seen.nothing()
+        job(root, "eve/E3", "PENDING")
+        assert await seen.next() == {"eve/E3"}
+        (root / "eve").rename(tmp_path / "user")
+        await seen.until(lambda: len(seen.watch._paths) == 1)
+        (tmp_path / "user/E3/DONE").touch()
         await seen.nothing()
         assert len(seen.watch._paths) == 1, "only the root is left to watch"
 
@@ -290,9 +299,14 @@ def test_a_tree_that_goes_and_comes_back_is_scanned_again(root, run, tmp_path, b
 
     async def story(seen):
         seen.scan()
+        if backend == "polling":
+            await seen.until(lambda: seen.rescans)
         for again in range(1, 3):
+            seen.rescans.clear()
             root.rename(tmp_path / "away")
             await seen.until(lambda: len(seen.problems) == again)
+            await asyncio.sleep(0.1)
+            assert not seen.rescans, "a tree that is gone must not be scanned"
             assert str(root) in seen.problems[-1] and not seen.watch.there and seen.scan() == {}
             seen.rescans.clear()
             place = job(root, f"new/E{again}")
@@ -306,6 +320,16 @@ def test_a_tree_that_goes_and_comes_back_is_scanned_again(root, run, tmp_path, b
             shutil.rmtree(tmp_path / "away")
 
     run(story, backend=backend, interval=0.05, check=0.05)
+
+
+def test_a_tree_that_goes_is_told_by_its_event(root, run, tmp_path):
+    async def story(seen):
+        seen.scan()
+        root.rename(tmp_path / "away")
+        await seen.until(lambda: seen.problems)
+        assert not seen.rescans
+
+    run(story, check=1000)
 
 
 def test_a_tree_that_is_replaced_unseen_is_noticed(root, run, tmp_path):
@@ -347,7 +371,7 @@ def test_after_stop_nothing_is_called(root):
         (place / "PENDING").touch()
         shutil.rmtree(root)
         await seen.nothing()
-        assert not seen.problems and not seen.rescans
+        assert not seen.problems and not seen.rescans and not seen.errors
 
     asyncio.run(story())
 
@@ -420,6 +444,9 @@ def test_polling_notices_markers_of_jobs_and_nothing_else(root, run, tmp_path):
             assert await seen.next() == {"ann/E1"}
             (place / marker).unlink()
             assert await seen.next() == {"ann/E1"}
+        job(root, "ann/CANCEL")
+        job(root, "DONE")
+        await seen.nothing()
         job(root, "new/E2", "PENDING")
         assert await seen.next() == {"new/E2"}
         (root / "new").rename(root / "newer")
@@ -458,6 +485,7 @@ def test_file_system_is_that_of_the_nearest_mount_and_the_last_one_there(root, t
     table.write_text("".join(f"{n} 1 0:1 {line}\n" for n, line in enumerate(lines)))
     kinds = {mounts.file_system(path, table) for path in (root, root / "ann")}, mounts.file_system(root / "with space/x", table)
     assert kinds == ({"nfs4"}, "fuse.sshfs") and mounts.file_system(tmp_path, table) == "ext4"
+    assert mounts.file_system(tmp_path / "mirrors", table) == "ext4"
     assert mounts.file_system("/proc") == "proc" and mounts.file_system("/", tmp_path / "none") == ""
 
 

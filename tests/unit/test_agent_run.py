@@ -88,7 +88,7 @@ def test_hostile_names_run(host):
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", ended["began"]) and ended["ended"] == done["ended"]
         begun = fields(host.place(job) / "begun")
         assert begun["id"] == "id_1___x_" and begun["pid"] == begun["session"]
-        assert {p.name for p in host.place(job).iterdir()} == {"begun", "exit"}
+        assert {re.sub(r"\..*", ".", p.name) for p in host.place(job).iterdir()} == {"begun", "begun.", "exit"}
         assert host.status(job) == ("exit", ended)
     assert not list(host.data.parent.rglob("pwned"))
 
@@ -249,9 +249,9 @@ def test_a_wrapper_killed_anywhere_is_never_run_twice(host, tmp_path, when):
         code = first.wait(20)
         wait_for(lambda: not session_members(first.pid))
         host.wrap(job).wait(20)
-        runs = (path / "runs").read_text().split()
-        assert runs == ["ran"]
+        runs = (path / "runs").read_text() if (path / "runs").exists() else ""
         state, told = host.status(job)
+        assert runs == "ran\n" or not runs and state == "begun"
         assert (path / "DONE").exists() <= (state == "exit") and (state == "exit" or told["alive"] == "no")
         if code == 0:
             return

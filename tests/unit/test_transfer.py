@@ -1,4 +1,4 @@
-"""transfer.py: what rsync is told, what its exit codes mean, how a batch is halved. Real rsync, real files."""
+"""transfer.py, batches.py: what rsync is told, what its exit codes mean, how a batch is halved. Real rsync, real files."""
 
 import os
 import shlex
@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from helpers import make_site, put  # noqa: E402
 
-from watchties import transfer  # noqa: E402
+from watchties import batches, transfer  # noqa: E402
 from watchties.errors import CommandFailed, NotNow, Unreachable, WatchtiesError  # noqa: E402
 from watchties.hookkit import Job  # noqa: E402
 from watchties.shell import Result  # noqa: E402
@@ -47,7 +47,7 @@ def failure(route, code, err=""):
 
 def test_every_exit_code_has_a_kind_and_a_reason():
     for code, (kind, why) in transfer.EXIT_CODES.items():
-        assert kind in (transfer.OK, transfer.AGAIN, transfer.RESOURCES, transfer.PARTIAL_, transfer.PERMANENT)
+        assert kind in (transfer.OK, transfer.AGAIN, transfer.RESOURCES, transfer.PARTIAL, transfer.PERMANENT)
         assert bool(why) == bool(code)
 
 
@@ -63,7 +63,7 @@ def test_configuration_is_not_tried_again(route, code):
 
 @pytest.mark.parametrize("code", [11, 23, 24])
 def test_codes_that_files_are_to_blame_for(route, code):
-    assert failure(route, code).kind == transfer.PARTIAL_
+    assert failure(route, code).kind == transfer.PARTIAL
 
 
 def test_a_full_disk_is_transient_and_called_so(route):
@@ -86,21 +86,21 @@ def bad_step(bad, calls, route, code=23):
 
 def test_one_bad_job_does_not_spoil_a_batch(route):
     calls, jobs = [], [f"j{n}" for n in range(16)]
-    told = transfer.each(jobs, bad_step({"j5"}, calls, route))
+    told = batches.each(jobs, bad_step({"j5"}, calls, route))
     assert [job for job in jobs if told[job] != "well"] == ["j5"]
     assert len(calls) == 9  # 1 + 2 at each of four levels: not one rsync a job
 
 
 def test_vanished_files_are_looked_at_once_more(route):
     calls = []
-    told = transfer.each(["a"], bad_step({"a"}, calls, route, code=24))
+    told = batches.each(["a"], bad_step({"a"}, calls, route, code=24))
     assert calls == [["a"], ["a"]] and isinstance(told["a"], transfer.RsyncFailed)
 
 
 def test_what_concerns_the_host_is_raised_at_once(route):
     calls = []
     with pytest.raises(transfer.RsyncFailed):
-        transfer.each(["a", "b"], bad_step({"a"}, calls, route, code=12))
+        batches.each(["a", "b"], bad_step({"a"}, calls, route, code=12))
     assert len(calls) == 1
 
 
@@ -110,12 +110,12 @@ def test_a_full_disk_is_halved_too_as_small_jobs_may_still_fit(route):
             raise failure(route, 12, "write failed: No space left on device (28)")
         return dict.fromkeys(jobs, "well")
 
-    told = transfer.each(["a", "big", "b"], step)
+    told = batches.each(["a", "big", "b"], step)
     assert told["a"] == told["b"] == "well" and told["big"].no_space
 
 
 def test_no_jobs_no_rsync(route):
-    assert transfer.carry(route, {}, inward=True) == {}
+    assert batches.carry(route, {}, inward=True) == {}
 
 
 # ---- names ----
@@ -126,7 +126,7 @@ def test_nasty_names_travel_and_are_listed_as_they_are(site, route):
         put(site.web / "ann" / "e1" / name, name)
         put(site.web / "bob" / "e 2" / "sub dir" / name, name)
     jobs = [job_of(site, "ann/e1"), job_of(site, "bob/e 2")]
-    told = transfer.carry(route, {job: [job.job] for job in jobs}, inward=True, listing=True)
+    told = batches.carry(route, {job: [job.job] for job in jobs}, inward=True, listing=True)
     assert set(told[jobs[0]]) == set(NASTY)
     assert set(told[jobs[1]]) == {"sub dir"} | {f"sub dir/{name}" for name in NASTY}
     for name in NASTY:
@@ -136,8 +136,8 @@ def test_nasty_names_travel_and_are_listed_as_they_are(site, route):
 def test_unchanged_files_are_listed_too_and_begin_with_a_dot(site, route):
     put(site.web / "ann/e1/a", "x")
     job = job_of(site, "ann/e1")
-    first = transfer.carry(route, {job: [job.job]}, inward=True, listing=True)[job]
-    second = transfer.carry(route, {job: [job.job]}, inward=True, listing=True)[job]
+    first = batches.carry(route, {job: [job.job]}, inward=True, listing=True)[job]
+    second = batches.carry(route, {job: [job.job]}, inward=True, listing=True)[job]
     assert first["a"].startswith(">f") and second["a"].startswith(".f")
 
 
@@ -147,7 +147,7 @@ def test_just_the_spared_path_is_spared(site, route, name):
     for path in [name, f"sub/{name}", *near]:
         put(site.web / job.job / path, "web")
         put(site.mirror / job.job / path, "mirror's")
-    transfer.carry(route, {job: [job.job]}, spared={job: [name]}, inward=True)
+    batches.carry(route, {job: [job.job]}, spared={job: [name]}, inward=True)
     there = {path: (site.mirror / job.job / path).read_text() for path in [name, f"sub/{name}", *near]}
     assert there == {name: "mirror's", f"sub/{name}": "web"} | dict.fromkeys(near, "web")
 
@@ -157,7 +157,7 @@ def test_only_the_files_named_are_sent(site, route):
         put(site.mirror / "ann/e1/d" / name, "x")
     put(site.mirror / "ann/e1/d/other", "x")
     job = job_of(site, "ann/e1")
-    transfer.carry(route, {job: [f"ann/e1/d/{name}" for name in NASTY] + ["ann/e1/d"]}, inward=False, recursive=False)
+    batches.carry(route, {job: [f"ann/e1/d/{name}" for name in NASTY] + ["ann/e1/d"]}, inward=False, recursive=False)
     assert sorted(os.listdir(site.web / "ann/e1/d")) == sorted(NASTY)
 
 
@@ -169,7 +169,7 @@ def test_markers_and_hidden_names_stay_but_results_of_the_same_name_travel(site,
     for name in [*names, "plots/DONE", "plots/.watchties", ".hidden", "DONE.txt"]:
         put(site.web / "ann/e1" / name, "x")
     job = job_of(site, "ann/e1")
-    transfer.carry(route, {job: [job.job]}, inward=True)
+    batches.carry(route, {job: [job.job]}, inward=True)
     found = sorted(str(p.relative_to(site.mirror / "ann/e1")) for p in (site.mirror / "ann/e1").rglob("*") if p.is_file())
     assert found == [".hidden", "DONE.txt", "plots/.watchties", "plots/DONE"]
 
@@ -184,7 +184,7 @@ def test_devices_sockets_pipes_and_set_uid_are_not_carried(site, route):
     os.mkfifo(source / "pipe")
     if os.geteuid() == 0:
         os.mknod(source / "null", 0o666 | 0o020000, os.makedev(1, 3))
-    transfer.carry(route, {job: [job.job]}, inward=True)
+    batches.carry(route, {job: [job.job]}, inward=True)
     assert os.listdir(site.mirror / "ann/e1") == ["tool"]
     assert (site.mirror / "ann/e1/tool").stat().st_mode & 0o7777 == 0o755 & ~umask()
 
@@ -202,7 +202,7 @@ def test_set_uid_is_not_carried_with_a_chmod_either(site):
     (site.web / "ann/e1").mkdir(parents=True)
     (site.web / "ann/e1").chmod(0o2750)
     names = ["ann/e1/plots", "ann/e1/plots/a"]
-    transfer.carry(route, {job: names}, inward=False, recursive=False)
+    batches.carry(route, {job: names}, inward=False, recursive=False)
     assert (site.web / "ann/e1/plots/a").stat().st_mode & 0o7777 == 0o664
     assert (site.web / "ann/e1/plots").stat().st_mode & 0o7777 == 0o2775
     assert (site.web / "ann/e1").stat().st_mode & 0o7777 == 0o2750  # it was there before: not ours to change
@@ -212,7 +212,7 @@ def test_what_a_user_made_read_only_does_not_stop_the_next_transfer(site, route)
     job, source = job_of(site, "ann/e1"), site.web / "ann/e1"
     put(source / "sub/a", "1").chmod(0o400)
     (source / "sub").chmod(0o500)
-    transfer.carry(route, {job: [job.job]}, inward=True)
+    batches.carry(route, {job: [job.job]}, inward=True)
     (source / "sub").chmod(0o700)
     assert (site.mirror / "ann/e1/sub").stat().st_mode & 0o700 == 0o700
     assert (site.mirror / "ann/e1/sub/a").stat().st_mode & 0o600 == 0o600
@@ -221,9 +221,9 @@ def test_what_a_user_made_read_only_does_not_stop_the_next_transfer(site, route)
 def test_a_file_becomes_executable_later(site, route):
     job, source = job_of(site, "ann/e1"), put(site.web / "ann/e1/command", "true")
     source.chmod(0o644)
-    transfer.carry(route, {job: [job.job]}, inward=True)
+    batches.carry(route, {job: [job.job]}, inward=True)
     source.chmod(0o755)
-    transfer.carry(route, {job: [job.job]}, inward=True)
+    batches.carry(route, {job: [job.job]}, inward=True)
     assert os.access(site.mirror / "ann/e1/command", os.X_OK) and (site.mirror / "ann/e1/command").stat().st_mode & 0o100
 
 
@@ -233,10 +233,10 @@ def test_a_file_becomes_executable_later(site, route):
 def test_a_change_within_the_same_second_of_the_same_size_travels(site, route):
     job, source = job_of(site, "ann/e1"), put(site.web / "ann/e1/a", "one")
     os.utime(source, ns=(10**18, 10**18))
-    transfer.carry(route, {job: [job.job]}, inward=True)
+    batches.carry(route, {job: [job.job]}, inward=True)
     source.write_text("two")
     os.utime(source, ns=(10**18 + 1, 10**18 + 1))
-    transfer.carry(route, {job: [job.job]}, inward=True)
+    batches.carry(route, {job: [job.job]}, inward=True)
     assert (site.mirror / "ann/e1/a").read_text() == "two"
     assert os.stat(site.mirror / "ann/e1/a").st_mtime_ns == 10**18 + 1
 
@@ -250,7 +250,7 @@ def test_a_user_directory_keeps_its_mode_and_a_link_in_its_place_is_refused(site
     (site.web / "ann").chmod(0o2775)
     (site.base / "elsewhere").mkdir()
     (site.web / "eve").symlink_to(site.base / "elsewhere")
-    told = transfer.carry(route, {j: [j.job] for j in (job, other)}, inward=False)
+    told = batches.carry(route, {j: [j.job] for j in (job, other)}, inward=False)
     assert told[job] == {} and (site.web / "ann/e1/a").read_text() == "x"
     assert (site.web / "ann").stat().st_mode & 0o7777 == 0o2775
     assert isinstance(told[other], transfer.RsyncFailed) and (site.web / "eve").is_symlink()
@@ -261,7 +261,7 @@ def test_nothing_is_deleted(site, route):
     put(site.mirror / "ann/e1/old", "x")
     put(site.web / "ann/e1/new", "x")
     job = job_of(site, "ann/e1")
-    transfer.carry(route, {job: [job.job]}, inward=True)
+    batches.carry(route, {job: [job.job]}, inward=True)
     assert sorted(os.listdir(site.mirror / "ann/e1")) == ["new", "old"]
 
 
@@ -269,7 +269,7 @@ def test_a_job_that_is_not_there_is_named_and_the_others_travel(site, route, cap
     jobs = [job_of(site, f"ann/e{n}") for n in range(5)]
     for job in jobs[:4]:
         put(site.web / job.job / "a", "x")
-    told = transfer.carry(route, {job: [job.job] for job in jobs}, inward=True)
+    told = batches.carry(route, {job: [job.job] for job in jobs}, inward=True)
     assert [job.job for job in jobs if isinstance(told[job], Exception)] == ["ann/e4"]
     assert "ann/e4" in told[jobs[4]].reason() and "vision" in told[jobs[4]].reason()
     assert (site.mirror / "ann/e3/a").exists()
@@ -282,7 +282,7 @@ def test_a_root_that_is_not_there_is_no_jobs_fault_and_is_not_made(site, route, 
     job = job_of(site, "ann/e1")
     put(site.mirror / "ann/e1/a", "x")
     with pytest.raises(Unreachable, match="vision: its directory .*user_data cannot be entered; is its disk mounted"):
-        transfer.carry(route, {job: [job.job]}, inward=inward)
+        batches.carry(route, {job: [job.job]}, inward=inward)
     assert not site.web.exists()
 
 
@@ -292,7 +292,7 @@ def test_a_mirror_that_is_not_there_is_no_jobs_fault_and_is_not_made(site, route
     job = job_of(site, "ann/e1")
     put(site.web / "ann/e1/a", "x")
     with pytest.raises(NotNow, match="the mirror .*user_data cannot be entered; is its disk mounted"):
-        transfer.carry(route, {job: [job.job]}, inward=inward)
+        batches.carry(route, {job: [job.job]}, inward=inward)
     assert not site.mirror.exists()
 
 
@@ -323,9 +323,9 @@ def test_over_ssh_relative_to_the_home_of_the_login(site, fake_ssh, monkeypatch)
     route, job = transfer.Route.of(site.config, "ties", "vision"), job_of(site, "ann/e $(x) '1'")
     for name in NASTY:
         put(site.web / job.job / name, name)
-    assert set(transfer.carry(route, {job: [job.job]}, inward=True, listing=True)[job]) == set(NASTY)
+    assert set(batches.carry(route, {job: [job.job]}, inward=True, listing=True)[job]) == set(NASTY)
     put(site.mirror / job.job / "made", "x")
-    transfer.carry(route, {job: [f"{job.job}/made"]}, inward=False, recursive=False)
+    batches.carry(route, {job: [f"{job.job}/made"]}, inward=False, recursive=False)
     assert (site.web / job.job / "made").read_text() == "x"
     assert "-o Port=2222 -i a key -- ssh://www@vision:2222 " in fake_ssh.read_text()
 
@@ -336,7 +336,7 @@ def test_ssh_that_cannot_connect_is_unreachable(site, fake_ssh, monkeypatch):
     monkeypatch.setattr("watchties.retry.WAIT", lambda state: 0)
     route, job = transfer.Route.of(site.config, "ties", "vision"), job_of(site, "ann/e1")
     with pytest.raises(Unreachable, match="vision did not answer: .*Connection refused"):
-        transfer.carry(route, {job: [job.job]}, inward=True)
+        batches.carry(route, {job: [job.job]}, inward=True)
     assert len(fake_ssh.read_text().splitlines()) == 4  # two quick tries, and a look each; the daemon does the rest
 
 
@@ -351,7 +351,7 @@ def test_become_owns_what_is_written(site, fake_ssh, monkeypatch, ssh):
     shutil_chown(site.web, "nobody")
     route, job = transfer.Route.of(site.config, "ties", "vision"), job_of(site, "ann/it's $(x)")
     put(site.mirror / job.job / "a b", "x")
-    transfer.carry(route, {job: [job.job]}, inward=False)
+    batches.carry(route, {job: [job.job]}, inward=False)
     assert (site.web / job.job / "a b").owner() == "nobody"
     assert bool(fake_ssh.exists()) == bool(ssh)
 

@@ -15,7 +15,7 @@ import click
 from watchties.cli.common import with_places
 from watchties.cli.names import JOB, Names
 from watchties.errors import UserError
-from watchties.model import MIRROR, PENDING
+from watchties.model import PENDING
 
 FOLDER = "by-hand"
 TOLD_NOTHING = "(nothing: its exit code counts)"
@@ -110,13 +110,13 @@ def carry_out(config, places, rule, hook, start, seen):
 
 
 def told(config, seen, start, run_id):
-    """Return what the hook is told of the job, just as the engine does it."""
-    from watchties.engine import Engine
+    """Return what the hook is told of the job, just as the daemon does it."""
+    from watchties.dispatch import Dispatch
     from watchties.jobs import Job
 
     where = os.path.join(config.tree[seen.id.tree].root, seen.id.job)
-    line = Engine(config, None, None, {}, None)._line(Job(seen.id, where, seen.record), start, run_id)
-    return line | {"host": line["host"] or start.host, "place": line["place"] or MIRROR}
+    line = Dispatch(config, None, None, None, {}, None, None)._line(Job(seen.id, where, seen.record), start, run_id)
+    return line | {"host": line["host"] or start.host}
 
 
 def in_foreground(run, environment):

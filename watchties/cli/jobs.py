@@ -52,7 +52,7 @@ def status(places, job, everything, states, user, limit, as_json):
     if rows:
         click.echo()
         cells = [(f"{r.tree}:{r.job}", r.state, r.attempt or "", r.host, clock(r.since), r.waiting_on or r.reason) for r in rows]
-        show_table(("JOB", "STATE", "ATTEMPT", "HOST", "SINCE", "WAITS FOR"), cells)
+        show_table(("JOB", "STATE", "ATTEMPT", "HOST", "SINCE", "WAITS FOR, OR WHY"), cells)
 
 
 def told_of_daemon(pid):
@@ -73,7 +73,7 @@ def explain(places, job, as_json):
     Example:  watchties explain ann/Exp_1
     """
     from watchties import decide, onlook
-    from watchties.cli.onejob import INDENT, facts_of, show_markers, show_record, told_of, unseen_of
+    from watchties.cli.onejob import INDENT, comes_next, facts_of, show_markers, show_record, unseen_of
 
     config = places.load()
     job, where = Names.at(places).find_on_disk(job)
@@ -81,7 +81,7 @@ def explain(places, job, as_json):
     seen = onlook.see(config, job, at_work)
     decision = decide.decide(seen, onlook.world(config, job.tree))
     facts = facts_of(places, job)
-    nexts = [told_of(action) for action in ([decision.step] if decision.step else [*decision.starts, *decision.waits])]
+    nexts = comes_next(seen, decision)
     runs = [{"run": run.run, "rule": run.rule, "host": run.host, "started": clock(run.started)} for run in at_work]
     unseen = unseen_of(config, seen)
     if as_json:
@@ -95,7 +95,7 @@ def explain(places, job, as_json):
     for run in runs:
         click.echo(f"\n{INDENT}at work: run {run['run']} of {run['rule']} on {run['host'] or 'this machine'}, since {run['started']}")
     click.echo(f"\n{INDENT}what comes next")
-    click.echo("\n".join(aligned([(INDENT * 2 + n["action"], n["what"], n["reason"]) for n in nexts])) if nexts else INDENT * 2 + "nothing")
+    click.echo("\n".join(aligned([(INDENT * 2 + n["action"], n["what"], n["reason"]) for n in nexts])) if nexts else f"{INDENT * 2}nothing: everything that was asked for has ended")
     click.echo(f"\n{INDENT}not seen from here")
     for line in unseen:
         click.echo(INDENT * 2 + line)

@@ -4,6 +4,7 @@ Knows: the files of the log directory, rotated ones among them; which lines belo
 Must not know: who writes them.
 """
 
+import contextlib
 import glob
 import heapq
 import os
@@ -50,18 +51,15 @@ def logs(places, job, hook, of_daemon, follow, lines):
         raise UserError(f"{places.log} has no log of {printable(name)}; there are: {there}")
     if not os.path.isdir(places.log):
         raise UserError(f"{places.log} is not there: no daemon has been at work here yet; start one: watchties run")
-    following = Following(places.log, name, wanted)
-    earlier = following.new_lines()
-    count = lines if lines is not None else len(earlier) if job else LAST
-    for line in earlier[len(earlier) - count if count < len(earlier) else 0 :]:
-        click.echo(line)
-    while follow:
-        try:
-            time.sleep(GLANCE)
-        except KeyboardInterrupt:
-            return
-        for line in following.new_lines():
+    with contextlib.closing(Following(places.log, name, wanted)) as following, contextlib.suppress(KeyboardInterrupt):
+        earlier = following.new_lines()
+        count = lines if lines is not None else len(earlier) if job else LAST
+        for line in earlier[max(0, len(earlier) - count) :]:
             click.echo(line)
+        while follow:
+            time.sleep(GLANCE)
+            for line in following.new_lines():
+                click.echo(line)
 
 
 def names(folder):
@@ -93,6 +91,11 @@ class Following:
             by_log.setdefault(log, []).extend(line.decode("utf-8", "replace") for line in lines)
         picked = ([line for raw in lines for line in self._pick(log, raw)] for log, lines in by_log.items())
         return list(heapq.merge(*(sorted(lines, key=_stamp) for lines in picked), key=_stamp))
+
+    def close(self):
+        """Let go of all files."""
+        for _, file, _ in self._files.values():
+            file.close()
 
     def _pick(self, log, line):
         if not self.job:

@@ -85,9 +85,17 @@ def show_record(plain):
         ("overtaken, to be ended", old or ""),
         ("rules ended", ", ".join(f"{rule} {how}" for rule, how in plain["ended"].items())),
         *(("tried again", text) for text in tries),
-        *((key, str(value)) for key, value in plain["fields"].items() if key != "reason"),
+        *((key, clock(value) if key == "since" else str(value)) for key, value in plain["fields"].items() if key != "reason"),
     ]
     click.echo("\n".join(aligned([(INDENT * 2 + key, value) for key, value in rows if value])))
+
+
+def comes_next(seen, decision):
+    """Return what a Decision says, as words: one Step, or every Start and Wait; [] if there is nothing to do."""
+    step = decision.step
+    if step and step.what == "close" and not seen.mirror.open:
+        return []  # it would take down a flag that is not up
+    return [told_of(action) for action in ([step] if step else [*decision.starts, *decision.waits])]
 
 
 def told_of(action):

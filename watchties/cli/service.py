@@ -59,7 +59,8 @@ class ToHookLog(logging.Handler):
 
     def emit(self, record):
         try:
-            self.log.write("daemon", record.levelname.lower(), self.format(record).splitlines())
+            level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+            self.log.write("daemon", "daemon", (level + self.format(record)).splitlines())
         except Exception:
             self.handleError(record)
 

@@ -228,6 +228,11 @@ read_fields() {
     done 2>/dev/null <"$1"
 }
 
+# read_exit: the fields of the attempt's `exit`; one that a power failure has emptied does not count
+read_exit() {
+    read_fields "$a/exit" && [ -n "$text" ]
+}
+
 # newer_than ATTEMPT STATE TOKEN: a state marker in $dir is newer than that
 newer_than() {
     for name in SUBMITTED DONE FAILED; do
@@ -861,9 +866,17 @@ session_lives() {
     esac
 }
 
-# where_begun: whether what `begun` tells of can be seen from here: here, gone (this host has booted since), elsewhere
+# where_begun: whether what `begun` tells of can be seen from here: here, gone (this host has booted since), elsewhere.
+# A power failure may have emptied it; the name that it had before tells then where it was.
 where_begun() {
-    if [ "$f_host" != "$this_host" ] || [ -z "$f_session" ]; then
+    if [ -z "$f_host" ]; then
+        where=elsewhere
+        set +f
+        for f in "$a/begun.$this_host".*; do
+            [ ! -e "$f" ] || [ "$f" != "${f#"$a/begun.$this_host.$this_boot"}" ] || where=gone
+        done
+        set -f
+    elif [ "$f_host" != "$this_host" ] || [ -z "$f_session" ]; then
         where=elsewhere
     elif [ "$f_boot" != "$this_boot" ]; then
         where=gone
@@ -879,7 +892,7 @@ do_wrapper() { # JOBDIR ATTEMPT TOKEN [ID]
     /*) dir=$1 ;;
     *) dir=$PWD/$1 ;;
     esac
-    attempt=$2 token=$3 data=$dir
+    attempt=$2 token=$3 data=$dir garbage=''
     is_number "$attempt" && is_word "$token" || usage
     [ -d "$dir" ] && [ ! -L "$dir" ] && [ ! -L "$dir/.watchties" ] || broken 66 "there is no directory $dir"
     a=$dir/.watchties/$attempt.$token
@@ -904,16 +917,17 @@ wrapper_begin() {
     mine=$start leader=$start
     [ "$session" = $$ ] || { process "$session" && leader=$start || leader=-; }
     process $$ || session=$$
-    clock
-    began=$iso began_at=$uptime
-    candidate=$a/begun.$this_host.$$
+    began=$(date -u '+%s %Y-%m-%dT%H:%M:%SZ')
+    epoch=${began% *} began=${began#* }
+    read_uptime
+    began_at=$uptime
+    candidate=$a/begun.$this_host.$this_boot.$$ # stays; see where_begun
     case $1 in
     *[!A-Za-z0-9._:@+-]*) id=$(printf '%s' "$1" | tr -c 'A-Za-z0-9._:@+[]-' _) ;;
     *) id=$1 ;;
     esac
     write_new "$candidate" "state=begun${NL}id=$id${NL}host=$this_host${NL}pid=$$${NL}session=$session${NL}group=$group
 start=$mine${NL}leader=$leader${NL}boot=$this_boot${NL}began=$began$NL" || broken 73 "cannot write in $a"
-    sync "$candidate" # a power failure must not leave an empty file under the name that decides
     begun_is_one_name "$candidate" && return
     rm -f "$candidate"
     return 1
@@ -931,11 +945,35 @@ is_same_text() {
     read_fields "$2" && [ "$content" = "$wanted" ]
 }
 
-# clock: set $iso (UTC), and $uptime in hundredths of a second, which nobody sets
-clock() {
-    iso=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+# read_uptime: set $uptime, in hundredths of a second: a clock that nobody sets
+read_uptime() {
     IFS=' ' read -r uptime line </proc/uptime
     uptime=${uptime%.*}${uptime#*.}
+}
+
+# iso_time EPOCH: set $iso, as date -u would print it; without starting date once more for every job.
+# Days to a date as in http://howardhinnant.github.io/date_algorithms.html (civil_from_days)
+iso_time() {
+    z=$(($1 / 86400 + 719468)) second=$(($1 % 86400))
+    era=$((z / 146097)) doe=$((z % 146097))
+    yoe=$(((doe - doe / 1460 + doe / 36524 - doe / 146096) / 365))
+    doy=$((doe - (365 * yoe + yoe / 4 - yoe / 100)))
+    mp=$(((5 * doy + 2) / 153))
+    month=$((mp < 10 ? mp + 3 : mp - 9))
+    iso=$((yoe + era * 400 + (month <= 2)))
+    for digits in $month $((doy - (153 * mp + 2) / 5 + 1)); do
+        two_digits "$digits"
+        iso=$iso-$two
+    done
+    two_digits $((second / 3600)) && iso=${iso}T$two
+    two_digits $((second / 60 % 60)) && iso=$iso:$two
+    two_digits $((second % 60)) && iso=$iso:${two}Z
+}
+
+# two_digits N: set $two, N with a leading zero if it has only one digit
+two_digits() {
+    two=0$1
+    two=${two#"${two%??}"}
 }
 
 # wrapper_run: run the job's command in a process of its own; set $code
@@ -953,10 +991,11 @@ wrapper_run() {
         [ -z "$stopped" ] || kill -TERM "$child"
         wait "$child"
         code=$?
-        while [ -n "$stopped" ] && kill -0 "$child" 2>/dev/null; do # that wait was cut short
+        if [ -n "$stopped" ]; then # that wait was cut short; no signal comes through any more
             wait "$child"
-            code=$?
-        done
+            again=$?
+            [ "$again" -eq 127 ] || code=$again # 127: there was nothing left to wait for
+        fi
     fi
     [ -n "$stopped" ] || [ "$code" -gt 128 ] && [ -f "$a/killed" ] && killed=1
     trap '' TERM INT HUP
@@ -988,8 +1027,9 @@ wrapper_stop() {
 
 # wrapper_exit: write `exit` and the marker, whole and durable; the marker still hidden. False if that cannot be done
 wrapper_exit() {
-    clock
+    read_uptime
     took=$((uptime - began_at))
+    iso_time $((epoch + took / 100))
     marker=FAILED signal='' cause=''
     [ "$code" -ne 0 ] || [ -n "$killed" ] || marker=DONE
     [ "$code" -le 128 ] || signal="signal=$((code - 128))$NL"
@@ -999,30 +1039,31 @@ wrapper_exit() {
     # shellcheck disable=SC2046
     set -- $(count_files)
     IFS=$TAB
-    hundredths=0$((took % 100))
-    write_new "$a/exit.new" "code=$code$NL${signal}began=$began${NL}ended=$iso${NL}seconds=$((took / 100)).${hundredths#"${hundredths%??}"}
+    two_digits $((took % 100))
+    write_new "$a/exit.new" "code=$code$NL${signal}began=$began${NL}ended=$iso${NL}seconds=$((took / 100)).$two
 files=${1-}${NL}bytes=${2-}$NL${killed:+killed=1$NL}" || return 1
     write_new "$dir/.watchties.new.$marker" "state=$marker${NL}attempt=$attempt${NL}token=$token${NL}exit=$code${NL}ended=$iso$NL$cause" ||
         return 1
-    durable && mv -f "$a/exit.new" "$a/exit" && durable
+    mv -f "$a/exit.new" "$a/exit" && durable
 }
 
 # count_files: print number and bytes of the regular files in the job, without what is ours (markers, record)
 count_files() {
-    find . \( -path './.watchties*' -o -path ./PENDING -o -path ./SUBMITTED -o -path ./DONE -o -path ./FAILED -o -path ./CANCEL \) -prune \
-        -o -type f -exec stat -c %s {} + 2>/dev/null | awk '{ n++; bytes += $1 } END { printf "%d %.0f\n", n, bytes }'
+    set -- . \( -path './.watchties*' -o -path ./PENDING -o -path ./SUBMITTED -o -path ./DONE -o -path ./FAILED -o -path ./CANCEL \) \
+        -prune -o -type f
+    { find "$@" -printf '%s\n' || find "$@" -exec stat -c %s {} +; } 2>/dev/null | # the second is for busybox
+        awk '{ n++; bytes += $1 } END { printf "%d %.0f\n", n, bytes }'
 }
 
 # wrapper_publish: the marker stands, the other states' markers go; unless a newer attempt's stand there
 wrapper_publish() {
-    garbage=$candidate$NL
     if newer_than "$attempt" "$marker" "$token"; then
         garbage=$garbage$dir/.watchties.new.$marker$NL
     else
         clear_name "$dir" "$marker"
         mv -f "$dir/.watchties.new.$marker" "$dir/$marker"
         for name in SUBMITTED DONE FAILED; do
-            [ "$name" = "$marker" ] || garbage=$garbage$dir/$name$NL
+            [ "$name" = "$marker" ] || [ ! -e "$dir/$name" ] || garbage=$garbage$dir/$name$NL
         done
     fi
     remove_garbage
@@ -1067,7 +1108,7 @@ cancel_entomb() {
 
 # answer_exit: answer by the file `exit`, if it is there: exited by itself, or ended because of us
 answer_exit() {
-    read_fields "$a/exit" || return 1
+    read_exit || return 1
     how=exited
     [ -z "$f_killed" ] || how=ended
     join_words "$text"
@@ -1208,7 +1249,7 @@ status_tell() { # JOB ATTEMPT TOKEN
     job=${1--} alive=''
     if ! attempt_directory "$@"; then
         state=error text=$why
-    elif read_fields "$a/exit"; then
+    elif read_exit; then
         state='exit'
     elif read_fields "$a/begun"; then
         status_begun
@@ -1244,7 +1285,7 @@ status_begun() {
         fi
         ;;
     esac
-    [ "$alive" = no ] && [ -f "$a/exit" ] && read_fields "$a/exit" && state='exit' alive=''
+    [ "$alive" = no ] && read_exit && state='exit' alive=''
 }
 
 # ---- here it begins ----

@@ -201,15 +201,16 @@ class Tree:
         """Tell of every marker that stands or, if not `all_of_it`, of those not told by the last listing."""
         seen, self.seen, self.remember, self.unwatched = self.seen, set(), self.polled(), 0
         for count, job in enumerate(self.explore(b"", 0), 1):
-            self.look(job, () if all_of_it else seen)
+            if self.remember or self.unwatched or not self.relay.silent:  # else it is only watched, and nothing told
+                self.look(job, () if all_of_it else seen)
             if count % PULSE == 0:
                 self.relay.pulse()
         self.remember = self.polled()
         if not self.unwatched:
             self.told.discard("limit")
             return
-        self.error("limit", "the inotify watch limit is reached: %d directories are not watched but listed every %g seconds; raise the sysctl "
-                   "%s, this tree needs %d" % (self.unwatched, self.relay.poll, LIMIT, len(self.paths) + self.unwatched))
+        self.error("limit", "the inotify watch limit is reached: %d directories are not watched but listed every %g seconds; "
+                   "raise the sysctl %s, this tree needs %d" % (self.unwatched, self.relay.poll, LIMIT, len(self.paths) + self.unwatched))
 
     # --- directories
 

@@ -19,8 +19,9 @@ import shlex
 from watchties.schedulers import NAME, NotNow, QueryFailed, Refused, Submitted, Unknown
 
 WRAPPER = 'setsid sh "$WT_AGENT" wrapper "$WT_JOB" "$WT_ATTEMPT" "$WT_TOKEN"'
-HAS_PROC = "[ -r /proc/self/cmdline ] || { echo 'no /proc to look into' >&2; exit 3; }"
-BUSY = re.compile(r"fork|resource|memory|process", re.IGNORECASE)  # dash: "Cannot fork", bash: "fork: retry: Resource temporarily unavailable"
+LOOK = "grep -ls -e wrapper /proc/self/cmdline"  # finds itself: so it is known that it could look
+SELF = "/proc/self/cmdline"
+BUSY = re.compile(r"fork|resource|memory", re.IGNORECASE)  # dash: "Cannot fork", bash: "fork: retry: Resource temporarily unavailable"
 
 
 def submit_command(job, resources, options):
@@ -38,43 +39,44 @@ def parse_submit(code, out, err):
 
 
 def find_command(names):
-    """Return the text that prints NAME PID for each process that has the name's token among its arguments.
+    """Return the text that prints NAME and a path below /proc for each wrapper that has the name's token in its arguments.
 
-    The first character stands in brackets, so that neither grep nor the shell that runs this finds itself.
+    The token never stands there in one piece, so that neither grep nor the shell that runs this finds itself.
     """
-    asked = [f"grep -ls -e {shlex.quote(_not_itself(name))} /proc/[0-9]*/cmdline | sed 's|^/proc/\\([0-9]*\\)/.*|{name} \\1|'" for name in names]
-    return "; ".join([HAS_PROC, *asked, "exit 0"])
+    return "; ".join([LOOK, *map(_ask, names), "exit 0"])
 
 
-def _not_itself(name):
-    token = re.sub(r"([][\\.*^$])", r"\\\1", name.removeprefix(NAME))
-    return f"[{token[0]}]{token[1:]}"
+def _ask(name):
+    token = name.removeprefix(NAME)
+    rest = re.sub(r"([][\\.*^$])", r"\\\1", token[1:])
+    told = shlex.quote(NAME + token[0]) + "''" + shlex.quote(token[1:])  # the name, but not as grep would find it
+    processes = f"grep -ls -e {shlex.quote(f'[{token[0]}]{rest}')} /proc/[0-9]*/cmdline"
+    return f'{processes} | while read -r f; do grep -qs wrapper "$f" && echo {told} "$f"; done'
 
 
 def parse_find(code, out, err):
     """Return {name: id}; of a wrapper and its subshells the lowest number is taken. Raises QueryFailed."""
     found = {}
-    for name, pid in _rows(code, out, err, 2):
+    for name, pid in re.findall(r"^(\S+) /proc/(\d+)/cmdline$", _looked(code, out, err), re.MULTILINE):
         found[name] = str(min(int(pid), int(found.get(name, pid))))
     return found
 
 
 def query_command(ids):
-    """Return the text that prints those of the process numbers that are a wrapper of ours."""
-    files = " ".join(f"/proc/{pid}/cmdline" for pid in ids if pid.isdigit())
-    return f"{HAS_PROC}; grep -ls wrapper {files} /dev/null | cut -d/ -f3; exit 0" if files else ""
+    """Return the text that prints a path below /proc for those of the process numbers that are a wrapper."""
+    files = [f"/proc/{pid}/cmdline" for pid in ids if pid.isdigit()]
+    return f"{' '.join([LOOK, *files])}; exit 0" if files else ""
 
 
 def parse_query(code, out, err):
     """Return {id: "running"} for those that run; raise QueryFailed."""
-    return {pid: "running" for (pid,) in _rows(code, out, err, 1)}
+    return dict.fromkeys(re.findall(r"^/proc/(\d+)/cmdline$", _looked(code, out, err), re.MULTILINE), "running")
 
 
-def _rows(code, out, err, columns):
-    if code != 0:
-        raise QueryFailed(f"looking for processes ended with {code}: {err.strip() or out.strip() or 'nothing said'}")
-    rows = [line.split() for line in out.splitlines()]
-    return [row for row in rows if len(row) == columns and row[-1].isdigit()]
+def _looked(code, out, err):
+    if code != 0 or SELF not in out.splitlines():
+        raise QueryFailed(f"looking for processes ended with {code} and no answer: {err.strip() or out.strip() or 'nothing said'}")
+    return out
 
 
 def cancel_command(id, name):

@@ -1,0 +1,91 @@
+"""Many jobs in as few rsyncs as one bad job allows.
+
+Knows: that exit codes 11, 23 and 24, and a full disk, may be one job's doing; how a batch is halved to find it.
+Must not know: rsync's options (transfer.py), why something travels, what becomes of a job.
+"""
+
+import shlex
+
+from watchties import manifest, retry, shell
+from watchties.errors import CommandFailed
+from watchties.model import depth
+from watchties.transfer import PARTIAL, RsyncFailed, rsync
+
+VANISHED = 24
+
+
+def carry(route, names, *, spared=None, **how):
+    """Carry many jobs in as few rsyncs as one bad job allows; return job -> {path in the job: item}, or the RsyncFailed it met.
+
+    names: job -> paths below the tree's root. spared: job -> paths in the job that are left as they are; such jobs
+    travel alone, as rsync tries every pattern on every file. how: as for `rsync`.
+    """
+    spared = {job: paths for job, paths in (spared or {}).items() if paths and job in names}
+
+    def step(jobs):
+        excluded = [f"{job.job}/{path}" for job in jobs for path in spared.get(job, ())]
+        try:
+            listed = retry.network(rsync, route, [n for job in jobs for n in names[job]], exclude=excluded, **how)
+        except RsyncFailed as error:
+            if error.no_space:
+                make_room(route, jobs, how["inward"])
+            raise
+        return _by_job(jobs, listed, depth(route.pattern))
+
+    results = each([job for job in names if job not in spared and names[job]], step)
+    for job in spared:
+        results |= each([job], step)
+    return {job: results.get(job, {}) for job in names}
+
+
+def make_room(route, jobs, inward):
+    """Remove what rsync has kept of unfinished files: on a full disk it would stop every other job too."""
+    root = route.mirror if inward else route.data
+    for some in shell.chunks([f"{root}/{job.job}" for job in jobs]):
+        text = f"find {shlex.join(some)} -type d -name {manifest.PARTIAL} -prune -exec rm -rf {{}} +"
+        if inward:
+            shell.run(["sh", "-c", text], timeout=600)
+        else:
+            shell.far(route.far, text, timeout=600)
+
+
+def _by_job(jobs, listed, levels):
+    found = {job.job: {} for job in jobs}
+    for path, item in listed.items():
+        *parts, inside = path.split("/", levels)
+        if len(parts) == levels:
+            found["/".join(parts)][inside] = item
+    return {job: found[job.job] for job in jobs}
+
+
+def each(jobs, step):
+    """Return job -> what step(jobs) says of it; where files are to blame, halve the batch until the jobs are alone.
+
+    What concerns the host as a whole is raised. Vanished files are looked at once more.
+    """
+    if not jobs:
+        return {}
+    try:
+        return step(jobs)
+    except RsyncFailed as error:
+        if error.kind != PARTIAL and not error.no_space:
+            raise
+        print(error)
+        if len(jobs) > 1:
+            middle = len(jobs) // 2
+            return each(jobs[:middle], step) | each(jobs[middle:], step)
+        return _once_more(jobs, step) if error.code == VANISHED else {jobs[0]: error}
+
+
+def _once_more(jobs, step):
+    try:
+        return step(jobs)
+    except RsyncFailed as error:
+        return {jobs[0]: error}
+
+
+def settle_on_disk(route):
+    """Make durable what has come into the mirror: one syncfs, not a sync for each file."""
+    result = shell.run(["sync", "-f", route.mirror], timeout=600)
+    if result.code:
+        raise CommandFailed(["sync", "-f", route.mirror], *result, "the mirror's disk", transient=True)
