@@ -55,7 +55,8 @@ def all_of(places, call_hosts=True):
         config = places.load()
     except ConfigError as error:
         return [Finding("configuration", False, problem) for problem in error.problems]
-    found = [Finding("configuration", True, f"{places.config}: {len(config.host)} hosts, {len(config.tree)} trees, {len(config.rule)} rules")]
+    text = f"{places.config}: hosts {', '.join(config.host)}; trees {', '.join(config.tree)}; {len(config.rule)} rules"
+    found = [Finding("configuration", True, text)]
     found += [Finding("configuration", None, warning) for warning in config.warnings]
     found += [*hooks(config, places), *this_machine(config, places), *mail(config)]
     return found + (asyncio.run(hosts(config)) if call_hosts else [])
@@ -78,7 +79,7 @@ def this_machine(config, places):
     """Yield what is so here: rsync, the daemon, room, watches."""
     yield rsync("this machine", _said("rsync", "--version"))
     pid = places.daemon()
-    yield Finding("daemon", True if pid else None, f"at work, pid {pid}" if pid else "not at work", "" if pid else "start it: watchties run")
+    yield Finding("daemon", True, f"at work, pid {pid}") if pid else Finding("daemon", None, "not at work", "start it: watchties run")
     for name, tree in config.tree.items():
         yield room(name, tree.root, config.daemon.disk_floor)
     yield from watches(config)
@@ -98,7 +99,9 @@ def rsync(where, said):
     if not version:
         return Finding(where, False, "no rsync is there", f"install rsync {wanted} or newer")
     told = f"rsync {'.'.join(map(str, version))}"
-    return Finding(where, True, told) if version >= RSYNC_NEEDED else Finding(where, False, f"{told} is too old", f"install {wanted} or newer")
+    if version < RSYNC_NEEDED:
+        return Finding(where, False, f"{told} is too old", f"install {wanted} or newer")
+    return Finding(where, True, told)
 
 
 def numbers(match):
@@ -144,7 +147,8 @@ def watches(config):
     text = f"{needed} directories to watch, fs.inotify.max_user_watches is {limit}"
     if needed * SPARE > limit:
         wanted = max(2 * needed, 2 * limit)
-        yield Finding("this machine", False, text, f"run as root: sysctl fs.inotify.max_user_watches={wanted} (and put it into /etc/sysctl.d)")
+        remedy = f"run as root: sysctl fs.inotify.max_user_watches={wanted} (and put it into /etc/sysctl.d)"
+        yield Finding("this machine", False, text, remedy)
     else:
         yield Finding("this machine", True, text)
 
@@ -161,8 +165,10 @@ def mail(config):
         yield Finding("mail", good, f"goes to files in {table.folder}" + ("" if good else f", but {head} cannot be written to"), remedy)
     elif table.sendmail:
         program = (shlex.split(table.sendmail) or [""])[0]
-        good = shutil.which(program) is not None
-        yield Finding("mail", good, f"goes to {table.sendmail}" + ("" if good else ", which is not there"), "" if good else "install it, or name another")
+        if shutil.which(program):
+            yield Finding("mail", True, f"goes to {table.sendmail}")
+        else:
+            yield Finding("mail", False, f"goes to {table.sendmail}, which is not there", "install it, or name another")
     elif table.server:
         yield Finding("mail", None, f"goes to {table.server}:{table.port} (not tried)")
     else:
@@ -191,9 +197,15 @@ async def one_host(config, as_dict, name):
     try:
         out, _ = await relays.call(far, shlex.join(words))
     except WatchtiesError as error:
-        remedy = f"run: watchties deploy {name}" if "compties directory" in str(error) else f"try: {shlex.join(ssh.login(far))} true" if far.ssh else ""
-        return [Finding(where, False, str(error).removeprefix(f"{where} "), remedy)]
+        return [Finding(where, False, str(error).removeprefix(f"{where} "), remedy_for(error, far))]
     return list(judged(where, name, host, [line.partition("\t")[::2] for line in out.splitlines()]))
+
+
+def remedy_for(error, far):
+    """Return what to do about a host that gave no answer."""
+    if "compties directory" in str(error):
+        return f"run: watchties deploy {far.name}"
+    return f"try: {shlex.join(ssh.login(far))} true" if far.ssh else ""
 
 
 def judged(where, name, host, answers):

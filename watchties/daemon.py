@@ -17,7 +17,7 @@ import time
 import systemd_watchdog
 
 from watchties import config as configuration
-from watchties import markers, rebuild, runs, ssh
+from watchties import markers, masters, rebuild, runs, ssh
 from watchties.engine import Engine
 from watchties.errors import UserError
 from watchties.hooklog import HookLog
@@ -46,7 +46,8 @@ class Daemon:
         self.hooklog = HookLog(os.path.join(state, "log"), config.daemon.log_keep)
         self.teller = Teller(self.journal, self.hooklog)
         self.dirs = runs.RunDirs(state)
-        self.runner = Runner(self.dirs, write_config(config, state))
+        self.plain = configuration.plain(config) | {"control": masters.directory(state)}
+        self.runner = Runner(self.dirs, write_config(self.plain, state))
         self.engine = Engine(config, self.runner, self.dirs, hooks, self.teller)
         self.teller.on_host_failed = self._host_failed
         self.teller.on_notice = lambda subject, text: self._notices.put_nowait((subject, text))
@@ -92,8 +93,10 @@ class Daemon:
         await self.engine.recover()
         for name in self.watches:
             self._rescan(name)
-        for link in self.links.values():
+        for name, link in self.links.items():
             self._spawn(link.run())
+            for kind in masters.KINDS if link.far.ssh else ():
+                self._spawn(masters.keep(link.far, kind, lambda text, host=name: self._host_problem(host, text)))
         self._spawn(self._reconcile())
         self._spawn(self._glance())
         self._spawn(self._send_notices())
@@ -191,7 +194,7 @@ class Daemon:
 
     def _link(self, name):
         host, every = self.config.host[name], self.config.daemon.heartbeat
-        far = ssh.from_config(configuration.plain(self.config), name)
+        far = ssh.from_config(self.plain, name)
         listener = Listener(
             self._announced, self._listed, self._host_up, self.engine.host_is, self.teller.refuse_name, self._host_problem
         )
@@ -295,12 +298,12 @@ class Daemon:
             wait = min(2 * wait, rule.retry.maximum)
 
 
-def write_config(config, state):
-    """Write the configuration for hooks to read, for nobody else's eyes; return its path."""
+def write_config(plain, state):
+    """Write the configuration (a plain dict) for hooks to read, for nobody else's eyes; return its path."""
     path = os.path.join(state, "config.json")
     fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "w", encoding="utf-8") as file:
-        json.dump(configuration.plain(config), file, ensure_ascii=False)
+        json.dump(plain, file, ensure_ascii=False)
     os.rename(path + ".new", path)
     return path
 

@@ -93,12 +93,13 @@ class Demo:
 
     def fragments(self):
         """Return file name -> text of a configuration for three trees here; the rules are those that come with watchties."""
+        running = max(4, os.cpu_count() or 0)
         root = {host: json.dumps(self.at(host, "compties"), ensure_ascii=False) for host in ("vision", "b01")}
         to = ", ".join(f"{json.dumps(user, ensure_ascii=False)} = {json.dumps(address)}" for user, address in PEOPLE.items())
         mirror, mail = (json.dumps(path, ensure_ascii=False) for path in (self.mirror, self.mail))
         return {
             "10-hosts.toml": f'[host.vision]\nrole = "web"\nroot = {root["vision"]}\n\n'
-            f'[host.b01]\nrole = "compute"\nroot = {root["b01"]}\nscheduler = "shell"\nmax_running = {max(4, os.cpu_count() or 0)}\npoll = "5s"\n',
+            f'[host.b01]\nrole = "compute"\nroot = {root["b01"]}\nscheduler = "shell"\nmax_running = {running}\npoll = "5s"\n',
             "20-trees.toml": f'[tree.demo]\nroot = {mirror}\nweb = "vision"\ncompute = ["b01"]\n',
             KEPT_RULES: (resources.files("watchties.conf") / KEPT_RULES).read_text(encoding="utf-8"),
             "40-mail.toml": f'[mail]\nfolder = {mail}\nfrom = "watchties@localhost"\nadmin = "root@localhost"\nto = {{ {to} }}\n',

@@ -70,10 +70,10 @@ class Engine:
             self.touch(job_id)
 
     def ask_again(self, host):
-        """Have the scheduler of a host asked now for all that runs there."""
+        """Have the scheduler of a host asked now for all that runs there, or is just being submitted: its end may have been missed."""
         for job in self.jobs:
-            if job.record.host == host and job.record.phase == SUBMITTED:
-                job.polled = 0.0
+            if job.record.host == host and job.record.phase in (PENDING, SUBMITTED):
+                job.polled, job.missed = 0.0, True
                 self.touch(job.id)
 
     def host_is(self, host, reason=""):
@@ -158,7 +158,7 @@ class Engine:
             before = job.record
             self.jobs.update(job, new)
             if new.phase == SUBMITTED and before.phase != SUBMITTED:
-                job.polled = self.clock()
+                job.polled, job.missed = 0.0 if job.missed else self.clock(), False
             self.tell.changed(job, before)
 
     def _disk_error(self, job, error):

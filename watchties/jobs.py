@@ -16,7 +16,8 @@ from watchties.model import PENDING, SUBMITTED, JobId, user_of
 
 @dataclass
 class Job:
-    """One job in hand. busy: place -> run; polled: when its scheduler was last asked; opened: its flag is known to stand."""
+    """One job in hand. busy: place -> run; polled: when its scheduler was last asked; missed: its end may have been, as nobody
+    watched its host; opened: its flag is known to stand."""
 
     id: JobId
     dir: str
@@ -25,6 +26,7 @@ class Job:
     compute: str = ""
     busy: dict = field(default_factory=dict)
     polled: float = 0.0
+    missed: bool = False
     reason: str = ""
     opened: bool = False
 
@@ -78,7 +80,7 @@ class Jobs:
         """Give a job its new record, which is on disk."""
         self._count(job.record, -1)
         if new.token != job.record.token:
-            job.compute, job.polled = "", 0.0  # DONE of a short job is heard before its submit has ended: kept
+            job.compute, job.polled, job.missed = "", 0.0, False  # DONE of a short job is heard before its submit has ended: kept
         job.record = new
         self._count(new, 1)
 

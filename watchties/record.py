@@ -215,7 +215,7 @@ def loads(data):
         raise ValueError("it has no version")
     known = {f.name for f in fields(Record)} - {"extra"}
     values = {k: v for k, v in plain.items() if k in known}
-    values |= {k: tuple(values[k]) for k in ("accepted", "served") if k in values}
+    values |= {k: tuple(values[k]) for k in ("accepted", "served") if isinstance(values.get(k), list)}
     if values.get("old"):
         values["old"] = Attempt(**{k: values["old"][k] for k in ("attempt", "token", "host")})
     extra = {k: v for k, v in plain.items() if k not in known and k != "version"}

@@ -19,15 +19,31 @@ from watchties.errors import Unreachable
 NO_ROOT = 69  # EX_UNAVAILABLE: the host answers but its compties directory cannot be entered
 
 
+ALIVE = {"short": (15, 4), "bulk": (30, 4)}  # ServerAliveInterval in seconds and CountMax: no slow link is declared dead while bytes move
+CONNECT = 20  # seconds for a new connection
+
+# Runs "$@" as the user $u, in that user's home as HOME: by runuser if we are root, by sudo if not, as we are if it is us.
+BECOME = (
+    '[ "$(id -un)" = "$u" ] && exec "$@"; '
+    "set -- sh -c 'eval HOME=~$(id -un); export HOME; exec \"$@\"' become \"$@\"; "
+    '[ "$(id -u)" = 0 ] && exec runuser -u "$u" -- "$@"; exec sudo -n -u "$u" -- "$@"'
+)
+
+
 @dataclass(frozen=True)
 class Far:
-    """What it takes to run a command on a host; `home` is the local home, for hosts that are this machine."""
+    """What it takes to run a command on a host.
+
+    ssh: what ssh(1) takes, "" for this machine; root: its compties directory; options: words for ssh; control: where the
+    daemon's shared connections to it are, without what tells the two apart, "" for none.
+    """
 
     name: str
     ssh: str = ""
     root: str = "compties"
     become: str = ""
     options: tuple = ()
+    control: str = ""
 
 
 def from_config(config, name):
@@ -38,7 +54,9 @@ def from_config(config, name):
     host = config["host"][name]
     root, here = host.get("root") or "compties", not host.get("ssh") and not host.get("become")
     words = [word for line in host.get("ssh_options") or () for word in option_words(line)]
-    return Far(name, host.get("ssh") or "", posixpath.join(config["home"], root) if here else root, host.get("become") or "", tuple(words))
+    control = posixpath.join(config["control"], name) if config.get("control") and host.get("ssh") else ""
+    root = posixpath.join(config["home"], root) if here else root
+    return Far(name, host.get("ssh") or "", root, host.get("become") or "", tuple(words), control)
 
 
 def option_words(line):
@@ -46,9 +64,31 @@ def option_words(line):
     return shlex.split(line) if line.startswith("-") else ["-o", line]
 
 
-def login(far):
-    """Return the words that reach a host; what follows them is joined and read by a shell there."""
-    return ["ssh", "-T", "-o", "BatchMode=yes", *far.options, "--", far.ssh]
+def login(far, kind="short"):
+    """Return the words that reach a host; what follows them is joined and read by a shell there.
+
+    kind: short or bulk, the shared connection that is used if the daemon holds it; it is never made here. The host's own
+    options come first, as ssh takes the first value it finds.
+    """
+    shared = ["-o", "ControlMaster=no", "-o", f"ControlPath={control_path(far, kind)}"] if far.control else []
+    return ["ssh", "-T", *far.options, *shared, *_words(kind), "--", far.ssh]
+
+
+def master(far, kind):
+    """Return the argument vector of a shared connection: it lives as long as this process."""
+    shared = ["-M", "-N", "-o", f"ControlPath={control_path(far, kind)}", "-o", "ControlPersist=no"]
+    return ["ssh", "-T", *shared, *far.options, *_words(kind), "--", far.ssh]
+
+
+def control_path(far, kind):
+    """Return the socket of a shared connection. In ControlPath % begins a token, so it is doubled."""
+    return f"{far.control}.{kind}".replace("%", "%%")
+
+
+def _words(kind):
+    interval, count = ALIVE[kind]
+    settings = "BatchMode=yes", f"ConnectTimeout={CONNECT}", f"ServerAliveInterval={interval}", f"ServerAliveCountMax={count}"
+    return [word for setting in settings for word in ("-o", setting)]
 
 
 def argv(far, text):
@@ -59,12 +99,7 @@ def argv(far, text):
 
 def become(far):
     """Return the words before a command that make it run as the host's `become` user, or none."""
-    if not far.become:
-        return []
-    user = shlex.quote(far.become)
-    if not far.ssh:
-        return ["sh", "-c", f'u={user}; [ "$(id -un)" = "$u" ] && exec "$@"; [ "$(id -u)" = 0 ] && exec runuser -u "$u" -- "$@"; exec sudo -n -H -u "$u" -- "$@"', "become"]
-    return ["sh", "-c", f'u={user}; [ "$(id -u)" = 0 ] && exec runuser -u "$u" -- "$@"; exec sudo -n -H -u "$u" -- "$@"', "become"]
+    return ["sh", "-c", f"u={shlex.quote(far.become)}; {BECOME}", "become"] if far.become else []
 
 
 def new_nonce():

@@ -61,7 +61,7 @@ class Teller:
 
     def refuse_name(self, tree, name, reason):
         """A name that no job may have was announced."""
-        self.refuse(JobId(tree or "-", name), reason if name in reason else f"{printable(name)}: {reason}")
+        self.refuse(JobId(tree or "-", name), reason if printable(name) in reason else f"{printable(name)}: {reason}")
 
     # ---- runs ----
 

@@ -170,7 +170,7 @@ def remote_shell(far):
     """
     if not far.ssh and not far.become:
         return []
-    reach = f'shift; exec {shlex.join(ssh.login(far))} "$@"' if far.ssh else 'shift; eval "$*"'
+    reach = f'shift; exec {shlex.join(ssh.login(far, "bulk"))} "$@"' if far.ssh else 'shift; eval "$*"'
     there = shlex.join([*ssh.become(far), "sh", "-c", 'cd 2>/dev/null; exec rsync "$@"', "rsync"])
     return ["-e", f"sh -c {_quoted(reach)} rsh", f"--rsync-path={there}"]
 

@@ -36,7 +36,8 @@ def start(work):
     started = []
 
     def start(*more, wait=True):
-        process = subprocess.Popen([*work.words("run"), *more], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        process = subprocess.Popen([*work.words("run"), *more], stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
         started.append(process)
         if wait:
             until(lambda: "is at work" in log_of(work) or process.poll() is not None)
@@ -73,7 +74,8 @@ def test_a_second_one_is_refused(work, start):
     first = start()
     second = start(wait=False)
     out, err = second.communicate(timeout=60)
-    assert second.returncode == 2 and f"a watchties daemon is at work already in {work.state} (pid {first.pid})" in err and "Traceback" not in err
+    assert second.returncode == 2 and "Traceback" not in err
+    assert f"a watchties daemon is at work already in {work.state} (pid {first.pid})" in err
 
 
 def test_a_wrong_configuration_is_told_and_nothing_is_made(work, start):
@@ -101,10 +103,12 @@ def test_sighup_reads_the_configuration_again(work, start):
         file.write('[daemon]\ngrice = "5s"\n')
     process.send_signal(signal.SIGHUP)
     until(lambda: "the configuration was not taken, the former one stays" in log_of(work))
+    until(lambda: log_of(work).count("is at work") == 2)
     with open(os.path.join(work.conf, "50-daemon.toml"), "w") as file:
         file.write('[daemon]\ngrace = "6s"\n')
     process.send_signal(signal.SIGHUP)
     until(lambda: "the configuration was read again" in log_of(work))
+    until(lambda: log_of(work).count("is at work") == 3)
     assert process.poll() is None
     process.terminate()
     process.communicate(timeout=60)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shlex
 import subprocess
 
 import pytest
@@ -39,8 +40,8 @@ def test_init_deploy_check_on_a_fresh_home(home):
     first = call("init")
     conf = home / ".config/watchties/conf.d"
     assert first.exit_code == 0 and "watchties deploy" in first.output
-    assert sorted(path.name for path in conf.iterdir()) == sorted(os.listdir(conf))
-    assert len(list(conf.glob("*.toml"))) == 5 and (home / ".config/watchties/hooks").is_dir() and (home / ".local/state/watchties").is_dir()
+    assert len(list(conf.glob("*.toml"))) == 5
+    assert (home / ".config/watchties/hooks").is_dir() and (home / ".local/state/watchties").is_dir()
 
     before = call("check")
     assert before.exit_code == 1 and "run: watchties deploy b01" in before.output, "nothing is deployed yet"
@@ -80,7 +81,8 @@ def test_check_tells_every_error_of_the_configuration(home):
 def test_check_refuses_what_others_may_write_to(home):
     call("init")
     (home / ".config/watchties/hooks").chmod(0o777)
-    assert [finding["text"].split("; ")[-1] for finding in wrong("--here")] == [f"run: chmod go-w '{home}/.config/watchties/hooks'".replace("'s/", "'\"'\"'s/")]
+    (finding,) = wrong("--here")
+    assert finding["text"].endswith("; run: chmod go-w " + shlex.quote(f"{home}/.config/watchties/hooks"))
 
 
 def test_check_sees_what_is_missing_on_a_host(home):

@@ -43,7 +43,8 @@ UNPROTECTED = {  # rule -> body of its function with which the agent does what a
 
 def without(rule, tmp_path):
     """Return a copy of agent.sh in which the function `rule` has its unprotected body."""
-    text, found = re.subn(rf"^{rule}\(\) \{{\n.*?^\}}$", lambda _: f"{rule}() {{\n{UNPROTECTED[rule]}\n}}", AGENT.read_text(), flags=re.M | re.S)
+    body = f"{rule}() {{\n{UNPROTECTED[rule]}\n}}"
+    text, found = re.subn(rf"^{rule}\(\) \{{\n.*?^\}}$", lambda _: body, AGENT.read_text(), flags=re.M | re.S)
     assert found == 1, f"agent.sh has no function {rule}"
     scripts = tmp_path / f"without_{rule}" / "scripts"
     scripts.mkdir(parents=True, exist_ok=True)
@@ -90,7 +91,8 @@ class Agent:
 
 def marker(job, state="SUBMITTED", attempt=1, token="t1", accepted="-", **fields):
     """Return an input line of `publish`, its content as the caller is to give it."""
-    return [job, state, attempt, token, accepted, f"state={state}", f"attempt={attempt}", f"token={token}", *(f"{k}={v}" for k, v in fields.items())]
+    fields = {"state": state, "attempt": attempt, "token": token, **fields}
+    return [job, state, attempt, token, accepted, *(f"{k}={v}" for k, v in fields.items())]
 
 
 def make_job(data, job, **files):

@@ -39,7 +39,8 @@ def test_hostile_names_are_claimed_and_submitted(agent):
         wanted += [[job, "replied"], ["", "x", "3"], ["", "o", f"said wt.t1 1 {agent.data / job}"], ["", "e", "to stderr"]]
     assert answers == wanted
     answers = agent.run("claim", "R2", lines=lines)
-    assert [a for a in answers if a[0]] == [[job, "done"] for job in HOSTILE] and [a for a in answers if not a[0]] == [a for a in wanted if not a[0]]
+    assert [a for a in answers if a[0]] == [[job, "done"] for job in HOSTILE]
+    assert [a for a in answers if not a[0]] == [a for a in wanted if not a[0]]
     assert not list(agent.data.parent.rglob("pwned"))
 
 
@@ -154,7 +155,8 @@ def test_killed_anywhere_in_claim_or_submit(agent, tmp_path, when):
 
 @every_shell
 def test_what_an_earlier_attempt_left_is_moved_aside_over_nothing(agent):
-    path = make_job(agent.data, "u/e", DONE="1", FAILED="2", SUBMITTED="3", **{"remote_ties_run.res": "4", "remote_ties_run.err": "5", "kept": "6", "[x]": "7"})
+    outputs = {"remote_ties_run.res": "4", "remote_ties_run.err": "5"}
+    path = make_job(agent.data, "u/e", DONE="1", FAILED="2", SUBMITTED="3", kept="6", **outputs, **{"[x]": "7"})
     make_job(agent.data, "u/e/plots", **{"a.csv": "8", "b.csv": "9"})
     make_job(agent.data, "u/e/.watchties/before.2", DONE="older")
     (path / "away").symlink_to(path / "plots")
@@ -162,8 +164,7 @@ def test_what_an_earlier_attempt_left_is_moved_aside_over_nothing(agent):
     assert agent.one("claim", "R1", line=["u/e", 2, "t2", *evidence]) == ["new"]
     before = path / ".watchties" / "before.2"
     kept = {str(p.relative_to(before)): p.read_text() for p in before.rglob("*") if p.is_file()}
-    assert kept == {"DONE": "older", "DONE.1": "1", "FAILED": "2", "SUBMITTED": "3", "remote_ties_run.res": "4", "remote_ties_run.err": "5", "[x]": "7",
-                    "plots/a.csv": "8", "plots/b.csv": "9"}
+    assert kept == {"DONE": "older", "DONE.1": "1", "FAILED": "2", "SUBMITTED": "3", "[x]": "7", "plots/a.csv": "8", "plots/b.csv": "9", **outputs}
     assert {p.name for p in path.iterdir()} == {".watchties", "kept", "plots", "away"}
     for bad in "../e2/x", "/etc/passwd", ".watchties/2.t2", "a/../../b":
         assert agent.one("claim", "R1", line=["u/e", 3, "t3", bad])[0] == "error"
@@ -190,7 +191,8 @@ def test_links_for_directories_are_refused(agent, tmp_path):
 def test_setup_and_odd_command_lines(agent):
     lines = [[f"u/{n}", 1, "t"] for n in range(7)]
     agent.run("claim", "R1", lines=lines)
-    commands = ["bsub 'it'", "echo \"a  b\"\techo 'c\\d' *", "exit 255", "syntax ( error", "cat; echo read nothing", "printf 'no line end'", "f=$unset; cd /; echo $0"]
+    commands = ["bsub 'it'", "echo \"a  b\"\techo 'c\\d' *", "exit 255", "syntax ( error", "cat; echo read nothing", "printf 'no line end'",
+                "f=$unset; cd /; echo $0"]
     setup = 'bsub() { echo "Job <$1>"; }; echo banner; cd /; IFS=:; set -u; set -e; cat'
     answers = agent.run("submit", "R1", setup, lines=[[*line, c] for line, c in zip(lines, commands)])
     by_job, code = {}, {}
@@ -250,6 +252,6 @@ def test_where_there_is_no_bash_another_program_closes_them(tmp_path, helper):
     script = tmp_path / "agent.sh"
     script.write_text(AGENT.read_text().replace("version:0) ", "version:0) ls /proc/self/fd >&2; "))
     (tmp_path / "lock").touch()
-    done = subprocess.run([sys.executable, "-c", HOLD, tmp_path / "lock", "33", tmp_path / "dash", script, "version"], env={"PATH": str(tmp_path)},
-                          capture_output=True, text=True)
+    argv = [sys.executable, "-c", HOLD, tmp_path / "lock", "33", tmp_path / "dash", script, "version"]
+    done = subprocess.run(argv, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
     assert done.stdout.startswith("agent") and done.stderr.split() and "33" not in done.stderr.split(), done.stderr

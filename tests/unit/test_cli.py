@@ -1,6 +1,5 @@
 """The command line by itself: help, options, places, names of jobs, tables, errors, what is imported when."""
 
-import io
 import json
 import os
 import re
@@ -86,10 +85,11 @@ def test_shell_completion_of_commands_and_of_jobs(tmp_path):
 
 def test_the_light_commands_import_nothing_heavy(tmp_path):
     journal(tmp_path, [("main", "ann/a", "DONE")])
+    heavy = "pydantic asyncio rich sh tenacity watchdog inotify_simple"
     code = ("import sys; from watchties.cli import main\n"
             "try: main(sys.argv[1:])\n"
             "except SystemExit as e: assert not e.code, e.code\n"
-            "print(*sorted(set(sys.modules) & {'pydantic', 'asyncio', 'rich', 'sh', 'tenacity', 'watchdog', 'inotify_simple'}), file=sys.stderr)")
+            f"print(*sorted(set(sys.modules) & set('{heavy}'.split())), file=sys.stderr)")
     for args in (["--help"], ["--state", str(tmp_path), "status", "--all"], ["requeue", "--help"]):
         done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 and done.stderr.strip() == "", (args, done.stderr)
@@ -213,7 +213,8 @@ def test_a_terminal_that_is_not_utf8_still_gets_an_answer(tmp_path):
     journal(tmp_path, [("main", "zoë/Exp", "PENDING")])
     env = {**os.environ, "PYTHONIOENCODING": "iso8859-7"}
     for more in [], ["--json"]:
-        done = subprocess.run([sys.executable, "-m", "watchties.cli", "--state", str(tmp_path), "status", *more], env=env, capture_output=True, timeout=60)
+        words = [sys.executable, "-m", "watchties.cli", "--state", str(tmp_path), "status", *more]
+        done = subprocess.run(words, env=env, capture_output=True, timeout=60)
         assert done.returncode == 0 and b"zo\\" in done.stdout
     assert json.loads(done.stdout)["jobs"][0]["job"] == "zoë/Exp"
 
@@ -381,6 +382,5 @@ def test_the_light_reading_of_trees_says_what_is_wrong(tmp_path):
 
 
 def test_nothing_to_read_is_said_in_one_line():
-    out = io.StringIO()
-    print(call("--config", "/nonexistent/x", "requeue", "a/b").output, file=out, end="")
-    assert out.getvalue() == "watchties: /nonexistent/x: cannot be read (No such file or directory); `watchties init` makes a configuration\n"
+    shown = call("--config", "/nonexistent/x", "requeue", "a/b").output
+    assert shown == "watchties: /nonexistent/x: cannot be read (No such file or directory); `watchties init` makes a configuration\n"

@@ -21,7 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from agent_kit import AGENT  # noqa: E402
 from simulation import System, Violation  # noqa: E402
 
-STEPS, END = 150, 600  # of a life while the environment interferes, and after that
+STEPS, END = 400, 600  # of a life while the environment interferes, and after that
+RATES = (3, 12, 12, 40, 40)  # one step in so many is the environment's: a life has some 80
 
 SCENARIOS = {  # those of the protocol's model, then what it does not model
     "edit": dict(edits=1),
@@ -58,9 +59,10 @@ def explore(rng, budget, script=AGENT):
 
 
 def live(system, rng):
+    rate = one_of(rng, RATES)
     for _ in range(STEPS):
         own, others = system.own_actions(), list(system.environment())
-        if others and (not own or rng.randrange(6) == 5):
+        if others and (not own or rng.randrange(rate) == rate - 1):
             kinds = sorted({spend for spend, _, _ in others})
             kind = kinds[rng.randrange(len(kinds))]
             spend, label, action = one_of(rng, [o for o in others if o[0] == kind])

@@ -117,8 +117,8 @@ def in_lines(work, looks):
         for way in ways:
             if shown.get(way.job) != way.shown:
                 shown[way.job] = way.shown
-                mail = "  mail sent" if way.mail else ""
-                click.echo(f"{way.seconds:6.1f} s  {way.job:<{wide}}  web {way.web:<9}  mirror {way.mirror:<9}  compute {way.compute:<9}{mail}".rstrip())
+                places = f"web {way.web:<9}  mirror {way.mirror:<9}  compute {way.compute:<9}  {'mail sent' if way.mail else ''}"
+                click.echo(f"{way.seconds:6.1f} s  {way.job:<{wide}}  {places}".rstrip())
     return ways
 
 

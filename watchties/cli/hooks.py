@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import subprocess
-from dataclasses import asdict
 
 import click
 
@@ -79,7 +78,7 @@ def start_of(config, rule, seen, host):
     if due and host in (None, due[0].host):
         return due[0]
     record, tree = seen.record, world.tree
-    usual = {"pull": tree.web, "report": tree.web, "push": tree.web, "submit": record.host, "poll": record.host, "fetch": record.host, "cancel": record.host}
+    usual = dict.fromkeys(("pull", "report", "push"), tree.web) | dict.fromkeys(("submit", "poll", "fetch", "cancel"), record.host)
     chosen = host if host is not None else usual.get(rule.name, decide.host_of(rule, seen, world))
     if not chosen and rule.name in usual:
         raise UserError(f"{seen.id} is on no host yet; say which: --host {tree.compute[0]}")
@@ -88,13 +87,15 @@ def start_of(config, rule, seen, host):
 
 def carry_out(config, places, rule, hook, start, seen):
     """Run the hook in the foreground; show its results; return its exit code."""
-    from watchties import daemon, runs
+    from watchties import config as configuration
+    from watchties import daemon, masters, runs
     from watchties.runner import Runner
 
     folder = os.path.join(places.state, FOLDER, str(os.getpid()))
     dirs = runs.RunDirs(folder)
     try:
-        runner = Runner(dirs, daemon.write_config(config, folder))
+        plain = configuration.plain(config) | {"control": masters.directory(places.state)}
+        runner = Runner(dirs, daemon.write_config(plain, folder))
         run_id = dirs.new_id(rule.name)
         run = dirs.prepare(run_id, rule.name, start.host, "by-hand", [told(config, seen, start, run_id)], rule.timeout, hook)
         code = in_foreground(run, runner.environment(run))
@@ -102,9 +103,8 @@ def carry_out(config, places, rule, hook, start, seen):
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     click.echo(f"\nhook: {hook}\nhost: {start.host or 'none: this machine'}\nexit code: {code}")
-    plain = asdict(outcome) if outcome else {}
-    click.echo(f"it told: {plain['outcome']}" + (f": {plain['reason']}" if plain["reason"] else "") if outcome else f"it told: {TOLD_NOTHING}")
-    for key, value in plain.get("fields", {}).items():
+    click.echo("it told: " + (": ".join(filter(None, (outcome.outcome, outcome.reason))) if outcome else TOLD_NOTHING))
+    for key, value in outcome.fields.items() if outcome else ():
         click.echo(f"  {key}={value}")
     return code
 
@@ -122,8 +122,11 @@ def told(config, seen, start, run_id):
 def in_foreground(run, environment):
     """Return the exit code of a hook, its output on the terminal; Ctrl-C asks it to stop, as the daemon would."""
     with open(run.lock, "w") as lock:
-        environment = environment | {"WATCHTIES_LOCK_FD": str(lock.fileno())}
-        process = subprocess.Popen([run.hook], stdin=subprocess.DEVNULL, env=environment, cwd=run.dir, pass_fds=[lock.fileno()], start_new_session=True)
+        number = lock.fileno()
+        environment = environment | {"WATCHTIES_LOCK_FD": str(number)}
+        process = subprocess.Popen(
+            [run.hook], stdin=subprocess.DEVNULL, env=environment, cwd=run.dir, pass_fds=[number], start_new_session=True
+        )
         while True:
             try:
                 code = process.wait()

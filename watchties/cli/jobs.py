@@ -95,7 +95,9 @@ def explain(places, job, as_json):
     for run in runs:
         click.echo(f"\n{INDENT}at work: run {run['run']} of {run['rule']} on {run['host'] or 'this machine'}, since {run['started']}")
     click.echo(f"\n{INDENT}what comes next")
-    click.echo("\n".join(aligned([(INDENT * 2 + n["action"], n["what"], n["reason"]) for n in nexts])) if nexts else f"{INDENT * 2}nothing: everything that was asked for has ended")
+    rows = [(INDENT * 2 + one["action"], one["what"], one["reason"]) for one in nexts]
+    for line in aligned(rows) if rows else [INDENT * 2 + "nothing: everything that was asked for has ended"]:
+        click.echo(line)
     click.echo(f"\n{INDENT}not seen from here")
     for line in unseen:
         click.echo(INDENT * 2 + line)

@@ -26,7 +26,8 @@ def show_job(places, job, as_json):
     if as_json:
         return show_json(facts)
     click.echo(facts["job"])
-    heads = [(INDENT + key.replace("_", " "), str(facts[key])) for key in ("state", "attempt", "host", "since", "reason", "waiting_on", "dir") if facts[key]]
+    keys = ("state", "attempt", "host", "since", "reason", "waiting_on", "dir")
+    heads = [(INDENT + key.replace("_", " "), str(facts[key])) for key in keys if facts[key]]
     click.echo("\n".join(aligned(heads)))
     show_markers(facts["markers"])
     if facts["record"]:
@@ -75,7 +76,7 @@ def show_record(plain):
     """Print what a record says, empty things left out."""
     click.echo(f"\n{INDENT}record")
     old = plain["old"] and "attempt {attempt} on {host}, token {token}".format(**plain["old"])
-    tries = [f"{rule}: {entry['count']} so far, next at {clock(entry['next'])}: {entry['reason']}" for rule, entry in plain["tries"].items()]
+    tries = [f"{rule}: {e['count']} so far, next at {clock(e['next'])}: {e['reason']}" for rule, e in plain["tries"].items()]
     rows = [
         ("token", plain["token"]),
         ("host contacted", "yes" if plain["contacted"] else ""),
@@ -112,7 +113,8 @@ def told_of(action):
 def unseen_of(config, seen):
     """Return what an onlooker cannot know, each with the way to find out."""
     tree = config.tree[seen.id.tree]
-    lines = [f"whether PENDING or CANCEL stand on {tree.web}: the daemon is told of those; look into {tree.path[tree.web]}/{seen.id.job} there"]
+    where = f"{tree.path[tree.web]}/{seen.id.job}"
+    lines = [f"whether PENDING or CANCEL stand on {tree.web}: the daemon is told of those; look into {where} there"]
     lines.append(f"whether {', '.join(tree.hosts())} answer: watchties check")
     if seen.record.phase == SUBMITTED:
         lines.append(f"whether the job has ended on {seen.record.host}: the daemon asks there")

@@ -1,0 +1,301 @@
+"""Trouble with the real daemon: full disks, hosts and mail servers that are down, hooks that misbehave. Nothing is lost, it goes on by itself."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from aiosmtpd.controller import Controller
+from helpers import free_port, put
+from site_kit import Site
+
+HOLD = "echo run >> runs.log; while [ ! -e go ]; do sleep 0.05; done; cat in.txt > out.txt\n"
+QUICK = 'retry = { first = "1s", maximum = "2s" }\n'
+
+
+def quick(*rules):
+    """Return an edit of the rules, after which these try again soon."""
+    return lambda text: "".join(
+        line + (QUICK if line.strip() in {f'name = "{rule}"' for rule in rules} else "") for line in text.splitlines(keepends=True)
+    )
+
+
+def floor(size):
+    """Return a change of the configuration to this disk_floor."""
+    return lambda text: text.replace('disk_floor = "1MB"', f'disk_floor = "{size}"')
+
+
+def end(site, job, state="DONE", seconds=40):
+    fields = site.wait_state(job, state, seconds)
+    site.wait(site.quiet, 30, "quiet")
+    return fields
+
+
+def waits_for(site, job, *words, seconds=20):
+    """Wait until `status` says that a job waits, in these words."""
+    said = lambda: site.watchties("status", job, check=False).stdout  # noqa: E731
+    site.wait(lambda: all(word in said() for word in words), seconds, f"status {job} says {words}: {said()}")
+
+
+def notice(site, words):
+    """Return whether the administrator was told, in these words."""
+    return any(words in path.read_text() for path in site.mail.glob("notice*"))
+
+
+# ---- disks ----
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mount a disk of 24 MB where the mirror will be."""
+    where = tmp_path / "v11"
+    where.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=755", "tmpfs", str(where)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk here")
+    yield where
+    subprocess.run(["umount", "-l", str(where)], check=True)
+
+
+def test_a_full_mirror_is_said_and_jobs_go_on_by_themselves(small_disk, tmp_path):
+    with Site(tmp_path, edit=quick("pull", "fetch", "push", "submit"), change=floor("1B")) as site:
+        site.drop("ann/before", command=HOLD + "head -c 6000000 /dev/zero > big.out\n")
+        site.wait(lambda: site.runs("ann/before") == 1, 20, "it runs")
+        shutil.os.posix_fallocate(fd := os.open(small_disk / "ballast", os.O_CREAT | os.O_RDWR), 0, 20_000_000)
+        os.close(fd)
+        site.drop("bob/large", files={"data": "x" * 6_000_000})
+        put(site.compute / "ann/before/go")
+        waits_for(site, "ann/before", "full")
+        waits_for(site, "bob/large", "full")
+        put(small_disk / "more", b"x" * (shutil.disk_usage(small_disk).free - 4096))
+        site.drop("eve/nothing")
+        time.sleep(3)
+        assert site.marker("eve/nothing")[0] == "PENDING"
+        (small_disk / "ballast").unlink()
+        (small_disk / "more").unlink()
+        for job in "ann/before", "bob/large", "eve/nothing":
+            site.wait_state(job, "DONE", 40)
+        site.wait(site.quiet, 30, "quiet")
+        assert [site.runs(job) for job in ("ann/before", "bob/large", "eve/nothing")] == [1, 1, 1]
+        assert (site.web / "ann/before/big.out").stat().st_size == 6_000_000
+
+
+def test_below_the_disk_floor_nothing_is_brought_and_the_administrator_knows(small_disk, tmp_path):
+    with Site(tmp_path, change=floor("10MB")) as site:
+        put(small_disk / "ballast", b"x" * 20_000_000)
+        site.wait(lambda: "takes nothing more" in (site.base / "daemon.out").read_text(), 10, "the floor is seen")
+        site.drop("ann/e1")
+        waits_for(site, "ann/e1", "disk_floor")
+        assert not (site.mirror / "ann/e1/in.txt").exists()
+        (small_disk / "ballast").unlink()
+        end(site, "ann/e1")
+
+
+# ---- hosts ----
+
+TWO_WEBS = """
+[host.iris]
+role = "web"
+root = "{base}/iris/compties"
+[tree.other]
+root = "{base}/v11/other"
+web = "iris"
+compute = ["b01"]
+path = {{ b01 = "other_data" }}
+"""
+
+
+def test_a_web_host_that_is_down_holds_up_nobody_else(tmp_path):
+    def change(text):
+        return text + TWO_WEBS.format(base=tmp_path)
+
+    site = Site(tmp_path, change=change, edit=quick("pull", "push", "report"))
+    iris, away = tmp_path / "iris/compties", tmp_path / "iris/away"
+    shutil.copytree(site.web.parent, iris)
+    (site.compute.parent / "other_data").mkdir()
+    with site:
+        vision, site.web = site.web, iris / "user_data"
+        site.drop("ann/iris", command=HOLD)
+        site.wait(lambda: (site.compute.parent / "other_data/ann/iris/runs.log").exists(), 20, "it runs")
+        iris.rename(away)
+        site.web = vision
+        site.wait(lambda: "iris" in site.watchties("status", check=False).stdout or True, 1)
+        put(site.compute.parent / "other_data/ann/iris/go")
+        for job in "ann/e1", "ann/e2":
+            site.drop(job)
+            site.wait_state(job, "DONE", 20)
+        waits_for(site, "other:ann/iris", "iris")
+        assert not iris.exists()
+        away.rename(iris)
+        site.web = iris / "user_data"
+        site.wait_state("ann/iris", "DONE", 40)
+        site.drop("ann/later")
+        site.wait_state("ann/later", "DONE", 40)
+
+
+def test_a_compute_host_that_is_down_costs_its_jobs_nothing(tmp_path):
+    with Site(tmp_path, edit=quick("submit", "fetch", "poll")) as site:
+        root, away = site.compute.parent, site.compute.parent.with_name("away")
+        site.drop("ann/running", command=HOLD)
+        site.wait_state("ann/running", "SUBMITTED", 20)
+        site.wait(lambda: site.runs("ann/running") == 1, 10, "it runs")
+        root.rename(away)
+        site.drop("ann/waiting")
+        waits_for(site, "ann/waiting", "b01")
+        (away / "user_data/ann/running/go").touch()
+        time.sleep(1)
+        away.rename(root)
+        for job in "ann/running", "ann/waiting":
+            site.wait_state(job, "DONE", 60)
+        site.wait(site.quiet, 20, "quiet")
+        assert site.runs("ann/running") == site.runs("ann/waiting") == 1
+        assert site.record("ann/waiting").attempt == 1
+
+
+def test_a_failover_goes_to_the_next_host_and_a_named_host_is_waited_for(tmp_path):
+    def change(text):
+        more = f'[host.b02]\nrole = "compute"\nscheduler = "shell"\nroot = "{tmp_path}/b02/compties"\n'
+        return text.replace('compute = ["b01"]', 'compute = ["b01", "b02"]') + more
+
+    site = Site(tmp_path, change=change)
+    shutil.copytree(site.compute.parent, tmp_path / "b02/compties")
+    away = site.compute.parent.with_name("away")
+    site.compute.parent.rename(away)
+    with site:
+        site.wait_ready()
+        time.sleep(0.5)  # the first call to a host has told that it is down
+        site.drop("ann/any")
+        site.drop("ann/named", CPU_SERVER="b01\n")
+        assert end_on(site, "ann/any")["host"] == "b02"
+        waits_for(site, "ann/named", "b01")
+        away.rename(site.compute.parent)
+        assert end_on(site, "ann/named")["host"] == "b01"
+        assert not (site.compute / "ann/any").exists() and not (tmp_path / "b02/compties/user_data/ann/named").exists()
+
+
+def end_on(site, job):
+    return site.wait_state(job, "DONE", 40)
+
+
+class Inbox:
+    def __init__(self):
+        self.to = []
+
+    async def handle_DATA(self, server, session, envelope):
+        self.to += envelope.rcpt_tos
+        return "250 taken"
+
+
+def test_a_mail_server_that_is_down_delays_the_mail_and_nothing_else(tmp_path):
+    port, box = free_port(), Inbox()
+
+    def change(text):
+        return text.replace(f'folder = "{tmp_path}/mail"', f'server = "127.0.0.1"\nport = {port}')
+
+    with Site(tmp_path, change=change, edit=quick("mail", "notice")) as site:
+        for job in "ann/e1", "bob/e2":
+            site.drop(job)
+            site.wait_state(job, "DONE", 20)
+        waits_for(site, "ann/e1", "mail", str(port))
+        controller = Controller(box, hostname="127.0.0.1", port=port)
+        controller.start()
+        try:
+            site.wait(lambda: {"ann@localhost", "bob@localhost", "root@localhost"} <= set(box.to), 60, f"mail: {box.to}")
+            site.wait(site.quiet, 20, "quiet")
+        finally:
+            controller.stop()
+        assert box.to.count("ann@localhost") == box.to.count("bob@localhost") == 1
+
+
+# ---- the daemon ----
+
+
+def test_a_relay_that_is_killed_is_started_again(tmp_path):
+    with Site(tmp_path) as site:
+        site.drop("ann/e1")
+        end(site, "ann/e1")
+        relays = [pid for pid, words in children(site.process.pid).items() if b"relay.py" in words]
+        assert len(relays) == 2
+        for pid in relays:
+            os.kill(pid, signal.SIGKILL)
+        site.drop("ann/e2")
+        end(site, "ann/e2", seconds=15)
+
+
+def children(parent):
+    """Return pid -> command line of a process's children."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and int((entry / "stat").read_text().rpartition(") ")[2].split()[1]) == parent:
+                found[int(entry.name)] = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.parametrize("backend", ["inotify", "polling"])
+def test_hosts_without_relays_are_listed_and_a_mirror_without_inotify_is_polled(tmp_path, backend):
+    def change(text):
+        return text.replace("[host.b01]", 'trigger = "poll"\npoll = "1s"\n[host.b01]\ntrigger = "poll"\npoll = "1s"')
+
+    with Site(tmp_path, change=change, tree=f'backend = "{backend}"') as site:
+        site.drop("ann/e1")
+        end(site, "ann/e1")
+        site.touch("ann/e1", tree=site.mirror)
+        site.wait(lambda: site.runs("ann/e1") == 2, 30, "once more, from the mirror")
+        end(site, "ann/e1")
+        site.drop("ann/e2", command=HOLD)
+        site.wait(lambda: site.runs("ann/e2") == 1, 20, "it runs")
+        site.touch("ann/e2", "CANCEL")
+        assert end(site, "ann/e2", "FAILED")["cause"] == "cancelled"
+        assert not any(b"relay.py" in words for words in children(site.process.pid).values())
+
+
+def test_a_wrapper_that_is_killed_is_lost_after_the_grace_period(tmp_path):
+    with Site(tmp_path, change=lambda text: text.replace("[host.b01]", '[host.b01]\npoll = "1s"'), edit=quick("poll", "fetch")) as site:
+        site.drop("ann/e1", command="echo half > out.txt; echo $$ > pid; sleep 1000\n")
+        number = int(site.wait_state("ann/e1", "SUBMITTED", 20)["id"])
+        site.wait(lambda: (site.compute / "ann/e1/pid").exists(), 10, "it runs")
+        os.killpg(number, signal.SIGKILL)
+        fields = end(site, "ann/e1", "FAILED", seconds=30)
+        assert fields["cause"] == "lost" and "no exit" in fields["reason"]
+        assert (site.web / "ann/e1/out.txt").read_text() == "half\n"
+
+
+def test_sighup_reads_the_configuration_again_and_keeps_the_former_if_it_is_broken(tmp_path):
+    with Site(tmp_path) as site:
+        site.drop("ann/running", command=HOLD)
+        site.wait(lambda: site.runs("ann/running") == 1, 20, "it runs")
+        text = (site.conf / "10-site.toml").read_text()
+        (site.conf / "10-site.toml").write_text(text + "colour = 1\n")
+        site.process.send_signal(signal.SIGHUP)
+        site.wait(lambda: "the former one stays" in (site.base / "daemon.out").read_text(), 20, "refused")
+        site.drop("ann/e2")
+        site.wait_state("ann/e2", "DONE", 20)
+        (site.conf / "10-site.toml").write_text(text.replace(f'folder = "{tmp_path}/mail"', f'folder = "{tmp_path}/letters"'))
+        site.process.send_signal(signal.SIGHUP)
+        site.wait(lambda: "was read again" in (site.base / "daemon.out").read_text(), 20, "read again")
+        put(site.compute / "ann/running/go")
+        end(site, "ann/running")
+        assert [path for path in (tmp_path / "letters").glob("ann.running*")] and site.runs("ann/running") == 1
+
+
+def test_sigterm_ends_it_cleanly_at_any_moment(tmp_path):
+    site = Site(tmp_path, daemon='stop_timeout = "1s"')
+    for turn in range(8):
+        site.drop(f"ann/e{turn}")
+        site.start()
+        site.wait_ready()
+        time.sleep(0.08 * turn)
+        began = time.monotonic()
+        assert site.stop() == 0, site.said()
+        assert time.monotonic() - began < 15
+    with site:
+        for turn in range(8):
+            site.wait_state(f"ann/e{turn}", "DONE", 20)
+        site.wait(site.quiet, 20, "quiet")
+        assert {site.runs(f"ann/e{turn}") for turn in range(8)} == {1}

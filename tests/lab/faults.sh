@@ -1,0 +1,29 @@
+#!/bin/bash
+# faults.sh OP HOST [VALUE]: break the network of a host, or mend it.
+set -eu
+. "$(dirname "$(readlink -f "$0")")/common.sh"
+host=${2:?a host}
+enter lan
+lan=("${inside[@]}")
+input() { # a rule for what comes in at the host
+    enter "$host"
+    "${inside[@]}" iptables -w "$@"
+}
+case $1 in
+    down) "${lan[@]}" ip link set "p-$host" down ;;                             # the cable is pulled: nobody is told
+    up) "${lan[@]}" ip link set "p-$host" up ;;
+    drop) input -A INPUT -j DROP ;;                                             # a black hole, open connections too
+    drop22) input -A INPUT -p tcp --dport 22 --syn -j DROP ;;                   # only new connections hang
+    reject) input -A INPUT -p tcp --dport 22 -j REJECT --reject-with tcp-reset ;; # refused at once
+    loss) input -A INPUT -m statistic --mode random --probability "${3:?a part of 1}" -j DROP ;;
+    rate) "${lan[@]}" tc qdisc replace dev "p-$host" root tbf rate "${3:?kbit/s}kbit" burst 4kb latency 400ms ;; # towards the host
+    freeze) enter "$host"; "${inside[@]}" sh -c 'kill -STOP $(pgrep -x sshd)' ;; # connections are accepted, and hang
+    thaw) enter "$host"; "${inside[@]}" sh -c 'kill -CONT $(pgrep -x sshd)' ;;
+    clear)
+        input -F INPUT
+        "${lan[@]}" tc qdisc del dev "p-$host" root 2>/dev/null || :
+        "${lan[@]}" ip link set "p-$host" up
+        "${inside[@]}" sh -c 'kill -CONT $(pgrep -x sshd) 2>/dev/null || :'
+        ;;
+    *) echo "usage: LAB=FOLDER faults.sh down|up|drop|drop22|reject|loss|rate|freeze|thaw|clear HOST [VALUE]" >&2; exit 2 ;;
+esac

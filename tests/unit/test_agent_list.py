@@ -1,0 +1,57 @@
+"""agent.sh identify and list: what stands at a far place, and its identity in nanoseconds."""
+
+import os
+import shutil
+
+import pytest
+from agent_kit import HOSTILE, Agent, every_shell, make_job, one_shell, request
+
+
+@pytest.fixture
+def agent(sh, tmp_path):
+    (tmp_path / "user data").mkdir()
+    return Agent(sh, tmp_path / "user data")
+
+
+@every_shell
+def test_identify(agent):
+    paths = [make_job(agent.data, job) for job in HOSTILE]
+    ids = [request(path) for path in paths[:-1]]
+    leftover = request(paths[2], name=".watchties.taken.PENDING")
+    cancel = request(paths[3], 5_000_000_007, "CANCEL")
+    (paths[4] / "PENDING").unlink()
+    (paths[4] / "PENDING").symlink_to("../../x")
+    wanted = [[job, i, "-", "-"] for job, i in zip(HOSTILE, [*ids, "-"])]
+    wanted[2][3], wanted[3][2], wanted[4][1] = leftover, cancel, "-"
+    assert agent.run("identify", lines=[[job] for job in [*HOSTILE, "u/none", "../x"]]) == [*wanted, ["u/none", *"---"], ["../x", *"---"]]
+    assert cancel == "5000000007"
+
+
+@every_shell
+def test_list(agent, tmp_path):
+    pending = {job: request(make_job(agent.data, job)) for job in HOSTILE}
+    path = make_job(agent.data, "u/e", DONE="state=DONE\ntoken=abc-1\nattempt=1\n")
+    taken = request(path, name=".watchties.taken.PENDING")
+    junk = make_job(agent.data, "u/f", DONE="token=a b\n")
+    for deep_or_hidden in "u", "u/e/deep", "u/.hidden", ".watchties/x", "u/line\nfeed":
+        request(make_job(agent.data, deep_or_hidden))
+    (junk / "PENDING").mkdir()
+    (agent.data / "u" / "link").symlink_to(path)
+    found = agent.run("list", "2", "PENDING", "DONE")
+    wanted = [["PENDING", job, i, "-"] for job, i in pending.items()]
+    wanted += [["DONE", "u/e", str(os.stat(path / "DONE").st_mtime_ns), "abc-1"],
+               ["DONE", "u/f", str(os.stat(junk / "DONE").st_mtime_ns), "-"],
+               [".watchties.taken.PENDING", "u/e", taken, "-"]]
+    assert sorted(found) == sorted(wanted)
+    assert agent.run("list", "1", "PENDING") == [["PENDING", "u", str(os.stat(agent.data / "u/PENDING").st_mtime_ns), "-"]]
+    agent.run("list", "2", "EVERYTHING", code=2)
+
+
+@one_shell
+def test_a_find_that_knows_no_nanoseconds_is_passed_over(agent, tmp_path):
+    here = tmp_path / "bin"
+    here.mkdir()
+    (here / "find").symlink_to(shutil.which("busybox"))
+    agent.env["PATH"] = f"{here}:{os.environ['PATH']}"
+    i = request(make_job(agent.data, "u/e"))
+    assert agent.run("identify", lines=[["u/e"]]) == [["u/e", i, "-", "-"]]
