@@ -82,8 +82,10 @@ class Link:
             self._process.stdin.close()  # a relay that is cut off must be started anew, and lists all that waits
 
     def list_again(self):
-        """Ask for all that waits, now: the relay is asked, a poll is brought forward."""
-        if self._process and self._process.returncode is None and not self._process.stdin.is_closing():
+        """Ask for all that waits, now: a web host's relay is asked, a poll is brought forward; of a compute host the scheduler is."""
+        if self.role != WEB:
+            self.listener.listed(self.far.name)
+        elif self._process and self._process.returncode is None and not self._process.stdin.is_closing():
             self._process.stdin.write(b"list\n")
         self._wake.set()
 
@@ -195,7 +197,7 @@ class Link:
             return
         if not text.startswith("#"):
             self._announce(text.split("\t"))
-        elif text.startswith("#listed"):
+        elif text.startswith(("#listed", "#watching")):
             self.listener.listed(self.far.name)
         elif text.startswith("#error"):
             self.listener.problem(self.far.name, printable(text[7:], 500))

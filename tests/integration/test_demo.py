@@ -77,7 +77,7 @@ def test_on_a_terminal_it_is_a_table_and_the_directory_goes(tmp_path):
     assert process.wait(60) == 0, said.decode()
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", said.decode())
     assert "COMPUTE" in text and "sent" in text and "2 jobs DONE" in text and "Removed again." in text
-    assert os.listdir(tmp_path) == []
+    assert list(tmp_path.glob("watchties-demo-*")) == []
 
 
 def test_a_job_that_fails_is_explained_and_everything_stays(tmp_path, monkeypatch):
@@ -88,7 +88,7 @@ def test_a_job_that_fails_is_explained_and_everything_stays(tmp_path, monkeypatc
     assert shown.exit_code == 1, shown.output
     assert "ann/Exp_1: FAILED on the web host, not DONE" in shown.output and "It lies in " in shown.output
     assert "no mail" not in shown.output, "its user is told of a failure, too"
-    (left,) = os.listdir(tmp_path)
+    (left,) = tmp_path.glob("watchties-demo-*")
     assert processes_of(left) == []
 
 

@@ -187,6 +187,7 @@ def test_list_tells_all_again_and_no_list_only_what_happens(root, call):
     place = job(root, "ann/E1", PENDING="")
     caller = call("--no-list")
     assert caller.line() == b"#relay n1 1"
+    assert caller.line() == b"#watching exp"
     assert caller.line(0.5) is None
     os.utime(place / "PENDING")
     assert caller.line() == line_of("PENDING", "ann/E1", place)

@@ -3,6 +3,7 @@
 # A process is known by pid and start time, so that a pid which the kernel has given away again is never signalled.
 
 LAB=${LAB:?say in LAB which folder the lab lies in, or shall lie in}
+# shellcheck disable=SC2034  # for hosts.sh
 SUBNET=10.77.0 # every lab has a network of its own, so all of them use the same addresses
 
 # started PID: when the process was started (field 22 of /proc/PID/stat; the name before may hold blanks); nothing if it is gone.

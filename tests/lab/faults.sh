@@ -9,6 +9,11 @@ input() { # a rule for what comes in at the host
     enter "$host"
     "${inside[@]}" iptables -w "$@"
 }
+sshd() { # a signal for the host's sshd, its sessions included: only that host's processes can be seen there
+    enter "$host"
+    # shellcheck disable=SC2016  # for the shell inside
+    "${inside[@]}" sh -c 'pids=$(pgrep -x sshd) && kill -"$1" $pids' sh "$1"
+}
 case $1 in
     down) "${lan[@]}" ip link set "p-$host" down ;;                             # the cable is pulled: nobody is told
     up) "${lan[@]}" ip link set "p-$host" up ;;
@@ -17,13 +22,13 @@ case $1 in
     reject) input -A INPUT -p tcp --dport 22 -j REJECT --reject-with tcp-reset ;; # refused at once
     loss) input -A INPUT -m statistic --mode random --probability "${3:?a part of 1}" -j DROP ;;
     rate) "${lan[@]}" tc qdisc replace dev "p-$host" root tbf rate "${3:?kbit/s}kbit" burst 4kb latency 400ms ;; # towards the host
-    freeze) enter "$host"; "${inside[@]}" sh -c 'kill -STOP $(pgrep -x sshd)' ;; # connections are accepted, and hang
-    thaw) enter "$host"; "${inside[@]}" sh -c 'kill -CONT $(pgrep -x sshd)' ;;
+    freeze) sshd STOP ;; # connections are accepted, and hang
+    thaw) sshd CONT ;;
     clear)
         input -F INPUT
         "${lan[@]}" tc qdisc del dev "p-$host" root 2>/dev/null || :
         "${lan[@]}" ip link set "p-$host" up
-        "${inside[@]}" sh -c 'kill -CONT $(pgrep -x sshd) 2>/dev/null || :'
+        sshd CONT
         ;;
     *) echo "usage: LAB=FOLDER faults.sh down|up|drop|drop22|reject|loss|rate|freeze|thaw|clear HOST [VALUE]" >&2; exit 2 ;;
 esac

@@ -10,12 +10,13 @@
 set -eu
 . "$(dirname "$(readlink -f "$0")")/common.sh"
 HOSTS=${HOSTS:-vision v11 b01 elgato}
-USERS="webapp:2001 runcompties:2002" # and www-data, which every Debian has as 33
+USERS=(webapp:2001 runcompties:2002) # and www-data, which every Debian has as 33
 
 up() {
     down
     mkdir -p "$LAB"
     LAB=$(readlink -f "$LAB")
+    export LAB
     [ -f "$LAB/id" ] || ssh-keygen -q -t ed25519 -N '' -C lab -f "$LAB/id"
     echo "127.0.0.1 localhost" >"$LAB/hosts"
     : >"$LAB/known_hosts"
@@ -47,8 +48,9 @@ prepare() {
     mkdir -p "$here"/{home,root,tmp,www,ssh,seen}
     chmod 1777 "$here/tmp"
     chmod 700 "$here/root"
-    for user in root:0:root www-data:33:www $(printf '%s ' $USERS | sed -E 's,(\w+):(\w+),\1:\2:home/\1,g'); do
+    for user in root:0:root www-data:33:www "${USERS[@]}"; do
         IFS=: read -r user id home <<<"$user"
+        home=${home:-home/$user}
         mkdir -p "$here/$home/.ssh"
         cp "$LAB/id.pub" "$here/$home/.ssh/authorized_keys"
         chown -R "$id:$id" "$here/$home"
@@ -82,7 +84,8 @@ start() {
     local pid
     pid=$(pid_of "$host")
     enter lan
-    "${inside[@]}" ip link add "p-$host" type veth peer name eth0 netns "$pid"
+    # A machine keeps its hardware address when it is switched on again, or its neighbours would look for the former one.
+    "${inside[@]}" ip link add "p-$host" type veth peer name eth0 address "02:00:00:00:00:${address##*.}" netns "$pid"
     "${inside[@]}" ip link set "p-$host" master br0 up
     nsenter "--net=/proc/$pid/ns/net" sh -eu -c "
         ip link set lo up; ip addr add $address/24 dev eth0; ip link set eth0 up"
@@ -139,7 +142,7 @@ inside() {
     cp "$LAB/hosts" /etc/hosts
     echo "$host" >/etc/hostname
     usermod -s /bin/bash www-data
-    for user in $USERS; do useradd -u "${user#*:}" -M -s /bin/bash "${user%:*}"; done
+    for user in "${USERS[@]}"; do useradd -u "${user#*:}" -M -s /bin/bash "${user%:*}"; done
     # A password that nothing matches: with useradd's own `!` the login counts as locked, for keys too.
     for user in root www-data webapp runcompties; do usermod -p '*' "$user"; done
     mkdir -p /var/www

@@ -4,6 +4,7 @@ Knows: how the agent is called and what its answers look like.
 Must not know: what any command of it is expected to do.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -67,8 +68,9 @@ class Agent:
         """Return the running agent, its input given and closed."""
         process = subprocess.Popen(self.argv(command, *args), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                    text=True, env=self.env, cwd=self.data, **options)
-        process.stdin.write("".join("\t".join(map(str, line)) + "\n" for line in lines))
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # an agent that ends at once reads nothing
+            process.stdin.write("".join("\t".join(map(str, line)) + "\n" for line in lines))
+            process.stdin.close()
         process.stdin = None
         return process
 

@@ -212,9 +212,9 @@ class System:
 
     def perform(self, step):
         job = self.jobs.get(ID)
-        self.write(steps.perform(job, step, self.new_token), self.rest if step.what == "close" else self.changed)
+        self.write(steps.perform(job, step, self.new_token), self.job_rests if step.what == "close" else self.changed)
 
-    def rest(self, new):
+    def job_rests(self, new):
         """Forget the job; it is looked at again when something in its directory has changed, or after a crash."""
         self.jobs.drop(ID)
         self.at_rest = self.listing()

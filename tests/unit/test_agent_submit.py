@@ -164,7 +164,8 @@ def test_what_an_earlier_attempt_left_is_moved_aside_over_nothing(agent):
     assert agent.one("claim", "R1", line=["u/e", 2, "t2", *evidence]) == ["new"]
     before = path / ".watchties" / "before.2"
     kept = {str(p.relative_to(before)): p.read_text() for p in before.rglob("*") if p.is_file()}
-    assert kept == {"DONE": "older", "DONE.1": "1", "FAILED": "2", "SUBMITTED": "3", "[x]": "7", "plots/a.csv": "8", "plots/b.csv": "9", **outputs}
+    assert kept == {"DONE": "older", "DONE.1": "1", "FAILED": "2", "SUBMITTED": "3", "[x]": "7",
+                    "plots/a.csv": "8", "plots/b.csv": "9", **outputs}
     assert {p.name for p in path.iterdir()} == {".watchties", "kept", "plots", "away"}
     for bad in "../e2/x", "/etc/passwd", ".watchties/2.t2", "a/../../b":
         assert agent.one("claim", "R1", line=["u/e", 3, "t3", bad])[0] == "error"

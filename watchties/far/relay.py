@@ -9,6 +9,7 @@ Standard output (what stands before the #relay line is the login's banner; bytes
     #relay NONCE VERSION
     TREE MARKER JOB IDENTITY [TOKEN]    a marker that stands: mtime in ns; TOKEN ("-": none) for SUBMITTED, DONE, FAILED
     #listed TREE                        every marker that stands in the tree has been told by now
+    #watching TREE                      with --no-list: what happens from now on will be told; who missed something asks now
     #beat                               every heartbeat
     #error TEXT                         something does not work as it should, told once; what is done about it
     #bad TREE REASON                    a name that is refused, told once
@@ -446,8 +447,8 @@ class Relay:
         """List a tree and set the time for the next listing of what is not watched."""
         began = time.monotonic()
         tree.list(all_of_it)
-        if all_of_it and tree.identity and not self.silent:
-            self.say(b"#listed " + tree.name)
+        if all_of_it and tree.identity:
+            self.say(b"#watching" if self.silent else b"#listed", tree.name)
         self.flush()
         now = time.monotonic()
         self.next_poll = max(self.next_poll, now + max(self.poll, 4 * (now - began)))  # a slow disk is not read all the time
