@@ -15,6 +15,13 @@ need find findutils
 need busybox busybox
 need sshd openssh-server
 need ssh openssh-client
+if [ "$(id -u)" = 0 ]; then # hosts in network namespaces, for tests/e2e: nobody else can make them
+    need ip iproute2
+    need tc iproute2
+    need iptables iptables
+    need nsenter util-linux
+    need useradd passwd
+fi
 
 python=
 for p in python3 python3.14 python3.13 python3.12 python3.11; do

@@ -18,7 +18,7 @@ from importlib import resources
 
 from watchties import config, deploy, markers, ssh
 from watchties.errors import UserError, WatchtiesError
-from watchties.model import DONE, FAILED, MARKERS, PENDING, user_of
+from watchties.model import DONE, FAILED, MARKERS, OPEN_FLAG, PENDING, user_of
 
 PEOPLE = {"ann": "ann@example.org", "zoë o'neil": "zoe@example.org", "bob": "bob@example.org"}
 NAMES = ("Exp_{}", 'Exp {}, "closeness"; $(second try)', "Exp_{}_again")  # a name is never more than a name
@@ -159,7 +159,8 @@ class Demo:
         state = next((m for m in markers.look(os.path.join(self.web, job)).markers.values() if m.name in (DONE, FAILED)), None)
         shown = [self._shown(root, job) for root in (self.web, self.mirror, self.compute)]
         mailed = bool(state and state.token in letters)
-        ended = mailed and shown[0] == state.name
+        at_rest = not os.path.lexists(os.path.join(self.mirror, job, OPEN_FLAG))  # all of it is in the record, too
+        ended = mailed and at_rest and shown[0] == state.name
         seconds = self.took.get(job) or self.clock() - self.dropped[job]
         if ended:
             self.took[job] = seconds

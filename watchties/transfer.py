@@ -77,7 +77,8 @@ class RsyncFailed(CommandFailed):
     def reason(self):
         """Return one line: what failed, how, and the first files or causes that rsync named."""
         named = [line.strip() for line in self.err.splitlines() if line.startswith("rsync: ")]
-        said = named[:3] or [line.strip() for line in self.err.splitlines() if line.strip()][-1:]
+        told = [line.strip() for line in self.err.splitlines() if line.strip()]
+        said = named[:3] or [line for line in told if not line.startswith("rsync error:")][-3:] or told[-1:]
         return f"rsync with {self.route.name} ended with {self.code} ({self.why})" + (": " + "; ".join(said) if said else "")
 
 

@@ -419,6 +419,18 @@ def test_done_is_not_shown_without_the_list_of_results(site):
     assert "reason=no command\n" in (site.web / NAME / "FAILED").read_text()
 
 
+def test_a_state_is_not_shown_where_the_results_did_not_arrive(site):
+    for name in "ann/e1", "eve/e2":
+        request(site, name, command="echo r >result")
+        run_to_exit(site, name)
+        fetch(site, name)
+    (site.web / "eve").rename(site.base / "moved")
+    (site.web / "eve").symlink_to(site.base / "moved")
+    ended = site.run_hook("push", [site.job(name, place="mirror", marker="DONE") for name in ("ann/e1", "eve/e2")])
+    assert [ended.outcome(name) for name in ("ann/e1", "eve/e2")] == ["done", "retry"]
+    assert (site.web / "ann/e1/DONE").exists() and not (site.base / "moved/e2/DONE").exists()
+
+
 def test_a_request_that_is_not_accepted_stays_on_the_web(site):
     number = request(site)
     ended = site.run_hook("report", [site.job(NAME, marker="SUBMITTED", accepted=[1])])

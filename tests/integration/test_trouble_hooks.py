@@ -1,0 +1,220 @@
+"""Hooks that misbehave, with the real daemon: they crash, hang, are killed in mid transfer; and what a site's own may rely on."""
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from helpers import put
+from site_kit import Site
+
+HOLD = "echo run >> runs.log; while [ ! -e go ]; do sleep 0.05; done; cat in.txt > out.txt\n"
+RULE = """
+[[rule]]
+name = "{name}"
+on = ["mirror:DONE"]
+{more}
+retry = {{ first = "0.5s", maximum = "1s", give_up_after = "{give_up}" }}
+"""
+
+
+def rule(name, more="", give_up="1d"):
+    return RULE.format(name=name, more=more, give_up=give_up)
+
+
+def log_of(site, name):
+    path = site.state / "log" / f"{name}.log"
+    return path.read_text() if path.exists() else ""
+
+
+def end(site, job, state="DONE", seconds=40):
+    fields = site.wait_state(job, state, seconds)
+    site.wait(site.quiet, 30, "quiet")
+    return fields
+
+
+def working_on(path):
+    """Return pid -> parent of the rsync processes whose arguments have to do with a directory."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else [b""]
+            if words[0].endswith(b"rsync") and any(str(path).encode() in word for word in words):
+                found[int(entry.name)] = int((entry / "stat").read_text().rpartition(") ")[2].split()[1])
+        except OSError:
+            continue
+    return found
+
+
+# ---- a site's own hooks ----
+
+OWN = """set -eu
+env | grep ^WATCHTIES_ | sort > "$WATCHTIES_JOB_DIR/env.txt"
+pwd > "$WATCHTIES_JOB_DIR/pwd.txt"
+cat > "$WATCHTIES_JOB_DIR/stdin.txt"
+ls "$WATCHTIES_JOB_DIR" > "$WATCHTIES_JOB_DIR/ls.txt"
+cp "$WATCHTIES_JOBS" "$WATCHTIES_JOB_DIR/jobs.txt"
+ls -l "$WATCHTIES_CONFIG" > "$WATCHTIES_JOB_DIR/config.txt"
+echo "plotted $WATCHTIES_JOB"
+"""
+
+
+def test_ten_lines_of_shell_are_a_hook(tmp_path):
+    with Site(tmp_path, rules=rule("plots", 'after = ["push"]\nhook = "own plots"'), hooks={"own plots": OWN}) as site:
+        job = "ann b/it's $(1)"
+        site.drop(job)
+        token = end(site, job)["token"]
+        where = site.mirror / job
+        env = dict(line.split("=", 1) for line in (where / "env.txt").read_text().splitlines())
+        assert env.pop("WATCHTIES_RUN").startswith("plots-") and int(env.pop("WATCHTIES_LOCK_FD")) > 2
+        for name in "CONFIG", "JOBS", "RESULT":
+            assert env.pop(f"WATCHTIES_{name}").startswith(str(site.state))
+        assert {key.removeprefix("WATCHTIES_"): value for key, value in env.items() if not key.endswith("_DIR") or "JOB" in key} == {
+            "RULE": "plots", "HOST": "", "TREE": "main", "JOB": job, "JOB_DIR": str(where), "MARKER": "DONE", "ATTEMPT": "1",
+        }  # fmt: skip
+        assert (where / "stdin.txt").read_bytes() == b"" and (where / "config.txt").read_text().startswith("-rw-------")
+        assert f'"token": "{token}"' in (where / "jobs.txt").read_text() and '"push": "done"' in (where / "jobs.txt").read_text()
+        assert f"plotted {job}" in log_of(site, "plots")
+        assert site.runs(job) == 1 and not (site.web / job / "env.txt").exists()
+
+
+LATER = """
+[ -e "$WATCHTIES_JOB_DIR/again" ] && exit 0
+touch "$WATCHTIES_JOB_DIR/again"
+echo not yet >&2
+exit 75
+"""
+BATCH = """
+grep -o '"job": "[^"]*"' "$WATCHTIES_JOBS" | while read -r key job; do
+    case $job in
+    *bad*) echo "{\\"job\\": $job, \\"outcome\\": \\"failed\\", \\"reason\\": \\"no plot for this one\\"}" ;;
+    *) echo "{\\"job\\": $job, \\"outcome\\": \\"done\\"}" ;;
+    esac
+done >> "$WATCHTIES_RESULT"
+echo junk >> "$WATCHTIES_RESULT"
+exit 1
+"""
+
+
+def test_exit_codes_and_result_lines_decide_job_by_job(tmp_path):
+    rules = rule("later") + rule("plots", "batch = 50", give_up="1s")
+    with Site(tmp_path, rules=rules, hooks={"later": LATER, "plots": BATCH}) as site:
+        for job in "ann/good", "ann/bad":
+            site.drop(job)
+        for job in "ann/good", "ann/bad":
+            site.wait_state(job, "DONE")
+        site.wait(lambda: "ann/bad: plots gave up: no plot for this one" in log_of(site, "daemon"), 20, "the administrator is told")
+        site.wait(lambda: site.record("ann/good").ended.get("later@DONE") == "done", 20, "later")
+        assert site.record("ann/good").ended["plots@DONE"] == "done"
+        assert site.record("ann/bad").ended["plots@DONE"] == "gave up"
+        assert "later" not in site.record("ann/good").tries and site.marker("ann/bad")[0] == "DONE"
+        assert "no plot for this one" in site.watchties("status", "ann/bad").stdout
+        assert log_of(site, "later").count("start ") == 4
+
+
+CRASH = 'echo "it broke here" >&2; kill -SEGV $$\n'
+HANG = 'echo $$ >> "$WATCHTIES_JOB_DIR/pids"; sleep 1000 & echo $! >> "$WATCHTIES_JOB_DIR/pids"; wait\n'
+
+
+def test_a_hook_that_crashes_or_hangs_is_given_up_and_holds_up_nothing_else(tmp_path):
+    rules = rule("crash", give_up="1s") + rule("hang", 'timeout = "1s"', give_up="1s")
+    with Site(tmp_path, rules=rules, hooks={"crash": CRASH, "hang": HANG}) as site:
+        site.drop("ann/e1")
+        site.wait_state("ann/e1", "DONE", 20)
+        site.wait(lambda: len(site.letters()) == 1, 5, "the mail waits for neither")
+        site.wait(lambda: site.record("ann/e1").ended.get("crash@DONE") == "gave up" == site.record("ann/e1").ended.get("hang@DONE"), 30, "given up")
+        assert "it broke here" in log_of(site, "crash") and "took longer than 1 s" in log_of(site, "hang")
+        for pid in (site.mirror / "ann/e1/pids").read_text().split():
+            assert not Path(f"/proc/{pid}").exists() or ") Z " in Path(f"/proc/{pid}/stat").read_text()
+        site.drop("bob/e2")
+        site.wait_state("bob/e2", "DONE", 20)
+        site.wait(lambda: any("gave up" in path.read_text() for path in site.mail.glob("notice*")) or "gave up" in log_of(site, "daemon"), 10, "told")
+
+
+# ---- hooks that are killed ----
+
+
+def test_a_hook_killed_in_mid_rsync_leaves_its_jobs_busy_until_the_rsync_ends(tmp_path):
+    def change(text):
+        return text.replace("[host.b01]", 'bwlimit = "1M"\n[host.b01]')
+
+    with Site(tmp_path, change=change) as site:
+        site.drop("ann/e1", files={"data.bin": os.urandom(4_000_000)})
+        found = site.wait(lambda: working_on(site.web), 20, "rsync is at work")
+        hooks = set(found.values()) - set(found)
+        assert len(hooks) == 1
+        os.kill(hooks.pop(), signal.SIGKILL)
+        time.sleep(1)
+        orphans = working_on(site.web)
+        assert orphans and log_of(site, "pull").count("start ") == 1, "the orphan keeps the job busy"
+        site.kill()  # and keeps it busy for the next daemon
+        site.start()
+        site.wait_ready()
+        time.sleep(0.5)
+        assert set(working_on(site.web)) <= set(orphans) and log_of(site, "pull").count("start ") == 1
+        end(site, "ann/e1")
+        assert site.runs("ann/e1") == 1 and log_of(site, "pull").count("start ") == 2
+        assert (site.compute / "ann/e1/data.bin").read_bytes() == (site.web / "ann/e1/data.bin").read_bytes()
+
+
+def test_the_daemon_ends_with_its_hooks_when_they_take_too_long(tmp_path):
+    def change(text):
+        return text.replace("[host.b01]", 'bwlimit = "100K"\n[host.b01]')
+
+    site = Site(tmp_path, change=change, daemon='stop_timeout = "1s"')
+    with site:
+        site.drop("ann/e1", files={"data.bin": os.urandom(3_000_000)})
+        site.wait(lambda: working_on(site.web), 20, "rsync is at work")
+        began = time.monotonic()
+        assert site.stop() == 0 and time.monotonic() - began < 12
+        assert not working_on(site.web)
+        text = (site.conf / "10-site.toml").read_text()
+        (site.conf / "10-site.toml").write_text(text.replace('bwlimit = "100K"\n', ""))
+        site.start()
+        end(site, "ann/e1")
+        assert site.runs("ann/e1") == 1
+
+
+def test_one_bad_job_spoils_no_batch(tmp_path):
+    with Site(tmp_path) as site:
+        jobs = [f"user{n}/e{n}" for n in range(6)]
+        for job in jobs:
+            site.drop(job, command=HOLD)
+        for job in jobs:
+            site.wait(lambda job=job: site.runs(job) == 1, 20, "it runs")
+        site.kill()
+        shutil.move(site.mirror / jobs[0], tmp_path / "moved")  # its directory in the mirror becomes a link
+        (site.mirror / jobs[0]).symlink_to(tmp_path / "moved")
+        shutil.rmtree(site.mirror / jobs[1])  # or goes
+        put(site.mirror / jobs[2] / ".watchties/record.json", "{junk")
+        shutil.rmtree(site.web / jobs[3])  # or the job goes on the web host
+        put(site.mirror / jobs[4] / "out.txt/in the way")
+        for job in jobs:
+            put(site.compute / job / "go")
+        site.start()
+        site.wait_state(jobs[5], "DONE", 20)
+        site.drop("bob/after")
+        site.wait_state("bob/after", "DONE", 20)
+        assert "record.json is damaged" in (site.base / "daemon.out").read_text()
+
+
+# ---- success ----
+
+
+def test_success_is_what_the_tree_says_and_old_evidence_does_not_count(tmp_path):
+    tree = '[tree.main.success]\nstderr_empty = true\nrequire = ["out.txt"]\nforbid = ["FAILURE_REPORT.txt"]'
+    with Site(tmp_path, tree=tree) as site:
+        site.drop("ann/fine")
+        site.drop("ann/noisy", command="cat in.txt > out.txt; echo hm >&2\n")
+        site.drop("ann/lacks", command="true\n")
+        site.drop("ann/reports", command="echo run >> runs.log; cat in.txt > out.txt; [ -e good ] || echo why > FAILURE_REPORT.txt\n")
+        for job, words in ("noisy", "remote_ties_run.err is not empty"), ("lacks", "no out.txt"), ("reports", "FAILURE_REPORT.txt"):
+            fields = site.wait_state(f"ann/{job}", "FAILED", 20)
+            assert (fields["cause"], fields["exit"]) == ("success", "0") and words in fields["reason"]
+        end(site, "ann/fine")
+        assert (site.web / "ann/reports/FAILURE_REPORT.txt").exists()
+        put(site.web / "ann/reports/good")
+        site.touch("ann/reports")
+        end(site, "ann/reports")
+        assert site.runs("ann/reports") == 2

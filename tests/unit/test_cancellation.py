@@ -1,0 +1,59 @@
+"""A task that is told to end does end, also when what it waits for comes in the same moment (in 3.11 wait_for would lose one)."""
+
+import asyncio
+
+import pytest
+
+from watchties.engine import Engine
+from watchties.relays import Link
+
+
+def engine():
+    """Return an Engine with nothing to do."""
+    made = Engine.__new__(Engine)
+    made.dirty, made.ended, made.clock = {}, [], lambda: 0.0
+    made.kick, made._wakes = asyncio.Event(), [(1000.0, "job")]
+    made.one_pass = lambda: asyncio.sleep(0)
+    return made
+
+
+def link():
+    return Link(far=None, role="web", trees={}, trigger="relay", poll=60.0, heartbeat=60.0, listener=None)
+
+
+async def cancelled_as_it_wakes(task, event):
+    await asyncio.sleep(0.01)
+    event.set()
+    await asyncio.sleep(0)
+    task.cancel()
+    done, _ = await asyncio.wait([task], timeout=1)
+    return bool(done) and task.cancelled()
+
+
+def test_the_engine_ends_though_it_was_just_kicked():
+    async def attempt():
+        one = engine()
+        return await cancelled_as_it_wakes(asyncio.ensure_future(one.run()), one.kick)
+
+    assert asyncio.run(attempt())
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2])
+def test_a_link_ends_though_it_was_just_woken(turns):
+    async def attempt():
+        one = link()
+
+        async def work():
+            while True:
+                await one._pause(60.0)
+
+        task = asyncio.ensure_future(work())
+        await asyncio.sleep(0.01)
+        one._wake.set()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        done, _ = await asyncio.wait([task], timeout=1)
+        return bool(done)
+
+    assert asyncio.run(attempt())
