@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from helpers import put
-from site_kit import RULES, Site
+from site_kit import COMMAND, RULES, Site
 
 SCRIPTS = Path(__file__).parent / "lab"
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -204,7 +204,7 @@ class LabSite(Site):
 
     def watchties(self, *words, check=True, **more):
         """Run a command of watchties as webapp on v11; return the CompletedProcess with text."""
-        done = self.lab.on("v11", [COMMAND, *words], user="webapp", check=False, timeout=120, **more)
+        done = self.lab.on("v11", [PROGRAM, *words], user="webapp", check=False, timeout=120, **more)
         assert not check or done.returncode == 0, f"watchties {' '.join(words)}: {done.returncode}\n{done.stdout}{done.stderr}"
         return done
 
@@ -212,7 +212,7 @@ class LabSite(Site):
         note = 'echo $$ >"$0"; exec "$@"'  # its pid there, which is not that of the process outside
         (self.base / "daemon.pid").unlink(missing_ok=True)
         with open(self.base / "daemon.out", "ab") as out:
-            argv = ["sh", "-c", note, "/home/webapp/daemon.pid", COMMAND, "run"]
+            argv = ["sh", "-c", note, "/home/webapp/daemon.pid", PROGRAM, "run"]
             self.process = self.lab.start_on("v11", argv, user="webapp", stdout=out, stderr=out)
         return self
 
@@ -240,10 +240,11 @@ class LabSite(Site):
 
     # ---- jobs ----
 
-    def drop(self, job, command=None, files=None, **texts):
-        """Write a job on the web host as www-data's, and its PENDING."""
-        words = {} if command is None else {"command": command}
-        super().drop(job, **words, files=files, **texts)
+    def drop(self, job, command=COMMAND, files=None, **texts):
+        """Write a job on the web host as www-data's, and its PENDING. A command that begins with #! may be executed."""
+        if command is not None:
+            put(self.web / job / "command", command).chmod(0o755 if command.startswith("#!") else 0o644)
+        super().drop(job, None, files, **texts)
 
     def touch(self, job, marker="PENDING", tree=None):
         """Make a request appear: on the web host as www-data's, in another tree as its owner's."""
@@ -262,7 +263,7 @@ class LabSite(Site):
 
 
 OURS = ("compties", ".config", ".local", "mail", "daemon.out", "daemon.pid")
-COMMAND = str(Path(sys.prefix) / "bin" / "watchties")
+PROGRAM = str(Path(sys.prefix) / "bin" / "watchties")
 
 
 def give(path, user, deep=True):

@@ -56,6 +56,10 @@ def facts(work, command, job):
     return json.loads(call(work, command, job, "--json").stdout)
 
 
+def listed(work):
+    return json.loads(call(work, "status", "--json").stdout)["jobs"]
+
+
 ODD = 'zoë o\'neil/Exp 2, "closeness"; $(second try)'
 
 
@@ -218,8 +222,7 @@ def test_requeue_runs_a_job_once_more_and_cancel_stops_it(at_work):
         file.write(SLOW)
     assert call(at_work, "requeue", ODD).exit_code == 0
     until(lambda: facts(at_work, "status", ODD)["state"] == "SUBMITTED")
-    waiting = until(lambda: [row for row in json.loads(call(at_work, "status", "--json").stdout)["jobs"] if row["job"] == ODD])
-    assert waiting[0]["attempt"] == 2 and waiting[0]["waiting_on"]
+    until(lambda: any(row["job"] == ODD and row["attempt"] == 2 and row["waiting_on"] for row in listed(at_work)))
     assert call(at_work, "cancel", ODD).exit_code == 0
     asked = time.monotonic()
     until(lambda: record.load(job).phase == "FAILED")

@@ -23,6 +23,11 @@ def quick(*rules):
     )
 
 
+def seldom(text):
+    """Change the configuration so that no poll finds what an event should have told."""
+    return text.replace("[host.b01]", '[host.b01]\npoll = "10m"')
+
+
 def floor(size):
     """Return a change of the configuration to this disk_floor."""
     return lambda text: text.replace('disk_floor = "1MB"', f'disk_floor = "{size}"')
@@ -60,22 +65,32 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(where)], check=True)
 
 
+def fill(path):
+    """Write a file until not a byte more goes on its disk."""
+    with open(path, "wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(b"x" * 4096)
+        except OSError:
+            pass
+
+
 def test_a_full_mirror_is_said_and_jobs_go_on_by_themselves(small_disk, tmp_path):
     with Site(tmp_path, edit=quick("pull", "fetch", "push", "submit"), change=floor("1B")) as site:
         site.drop("ann/before", command=HOLD + "head -c 6000000 /dev/zero > big.out\n")
         site.wait(lambda: site.runs("ann/before") == 1, 20, "it runs")
-        shutil.os.posix_fallocate(fd := os.open(small_disk / "ballast", os.O_CREAT | os.O_RDWR), 0, 20_000_000)
-        os.close(fd)
+        put(small_disk / "ballast", b"x" * 20_000_000)
+        fill(small_disk / "more")
+        site.drop("eve/nothing")
+        waits_for(site, "eve/nothing", "No space left")
+        assert site.marker("eve/nothing")[0] == "PENDING"
+        (small_disk / "more").unlink()
+        site.wait_state("eve/nothing", "DONE", 40)
         site.drop("bob/large", files={"data": "x" * 6_000_000})
         put(site.compute / "ann/before/go")
-        waits_for(site, "ann/before", "full")
-        waits_for(site, "bob/large", "full")
-        put(small_disk / "more", b"x" * (shutil.disk_usage(small_disk).free - 4096))
-        site.drop("eve/nothing")
-        time.sleep(3)
-        assert site.marker("eve/nothing")[0] == "PENDING"
+        waits_for(site, "ann/before", "a disk is full")
+        waits_for(site, "bob/large", "a disk is full")
         (small_disk / "ballast").unlink()
-        (small_disk / "more").unlink()
         for job in "ann/before", "bob/large", "eve/nothing":
             site.wait_state(job, "DONE", 40)
         site.wait(site.quiet, 30, "quiet")
@@ -122,7 +137,6 @@ def test_a_web_host_that_is_down_holds_up_nobody_else(tmp_path):
         site.wait(lambda: (site.compute.parent / "other_data/ann/iris/runs.log").exists(), 20, "it runs")
         iris.rename(away)
         site.web = vision
-        site.wait(lambda: "iris" in site.watchties("status", check=False).stdout or True, 1)
         put(site.compute.parent / "other_data/ann/iris/go")
         for job in "ann/e1", "ann/e2":
             site.drop(job)
@@ -137,7 +151,7 @@ def test_a_web_host_that_is_down_holds_up_nobody_else(tmp_path):
 
 
 def test_a_compute_host_that_is_down_costs_its_jobs_nothing(tmp_path):
-    with Site(tmp_path, edit=quick("submit", "fetch", "poll")) as site:
+    with Site(tmp_path, edit=quick("submit", "fetch", "poll"), change=seldom) as site:
         root, away = site.compute.parent, site.compute.parent.with_name("away")
         site.drop("ann/running", command=HOLD)
         site.wait_state("ann/running", "SUBMITTED", 20)
@@ -158,7 +172,7 @@ def test_a_compute_host_that_is_down_costs_its_jobs_nothing(tmp_path):
 def test_a_failover_goes_to_the_next_host_and_a_named_host_is_waited_for(tmp_path):
     def change(text):
         more = f'[host.b02]\nrole = "compute"\nscheduler = "shell"\nroot = "{tmp_path}/b02/compties"\n'
-        return text.replace('compute = ["b01"]', 'compute = ["b01", "b02"]') + more
+        return seldom(text).replace('compute = ["b01"]', 'compute = ["b01", "b02"]') + more
 
     site = Site(tmp_path, change=change)
     shutil.copytree(site.compute.parent, tmp_path / "b02/compties")
@@ -285,17 +299,17 @@ def test_sighup_reads_the_configuration_again_and_keeps_the_former_if_it_is_brok
 
 
 def test_sigterm_ends_it_cleanly_at_any_moment(tmp_path):
-    site = Site(tmp_path, daemon='stop_timeout = "1s"')
-    for turn in range(8):
+    site = Site(tmp_path, daemon='stop_timeout = "1s"', change=seldom)
+    for turn in range(5):
         site.drop(f"ann/e{turn}")
         site.start()
         site.wait_ready()
-        time.sleep(0.08 * turn)
+        time.sleep(0.12 * turn)
         began = time.monotonic()
         assert site.stop() == 0, site.said()
         assert time.monotonic() - began < 15
     with site:
-        for turn in range(8):
+        for turn in range(5):
             site.wait_state(f"ann/e{turn}", "DONE", 20)
         site.wait(site.quiet, 20, "quiet")
-        assert {site.runs(f"ann/e{turn}") for turn in range(8)} == {1}
+        assert {site.runs(f"ann/e{turn}") for turn in range(5)} == {1}

@@ -198,13 +198,14 @@ class Call:
         if os.WIFSTOPPED(status):
             return False
         self.process.returncode = os.waitstatus_to_exitcode(status)
+        self.out.seek(0)
+        self.said = self.out.read()
+        self.out.close()
         return True
 
     def answer(self):
         """Return the agent's Answer; raise Unreachable if it was killed."""
-        self.out.seek(0)
-        answers = agent.parse(self.out.read())
-        self.out.close()
+        answers = agent.parse(self.said)
         if self.process.returncode != 0 or not answers:
             raise Unreachable(f"the agent on {self.host.name} ({self.command}) ended with {self.process.returncode}")
         return answers[0][1]

@@ -246,6 +246,8 @@ def test_names_of_jobs(mirrors, tmp_path, monkeypatch):
 def test_a_path_through_a_link_to_the_mirror_is_found(mirrors, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "a")
     assert Names(mirrors).find(str(tmp_path / "link/bob/only")) == JobId("one", "bob/only")
+    linked = {"one": (str(tmp_path / "link"), "*/*")}
+    assert Names(linked).find(str(tmp_path / "a/bob/only")) == JobId("one", "bob/only"), "the mirror's root may be the link"
 
 
 def test_an_ambiguous_name_names_the_candidates(mirrors):
@@ -311,6 +313,15 @@ def test_a_job_that_the_start_line_of_a_large_run_does_not_name_is_found():
     tail = "2026-01-01 10:00:01.000 pull-1 job main:a/29 done\n2026-01-01 10:00:01.000 pull-1 end host=v done=30 exit=0 seconds=1.00\n"
     assert lines_for(JobId("main", "a/29"), head + tail) == (head + tail).splitlines()
     assert lines_for(JobId("main", "a/2"), head + tail) == []
+
+
+def test_what_was_rotated_before_is_shown_first(tmp_path):
+    (tmp_path / "push.log").write_text("2026-01-01 10:00:02.000 b 2\n")
+    (tmp_path / "push.log.20260101T100001").write_text("2026-01-01 10:00:00.000 a 1\n")
+    (tmp_path / "push.log.txt").write_text("2026-01-01 10:00:00.000 a 9\n")
+    following = Following(str(tmp_path), "push", None)
+    assert [line[-1] for line in following.new_lines()] == ["1", "2"]
+    following.close()
 
 
 def test_following_goes_over_rotation_and_loses_no_line(tmp_path):

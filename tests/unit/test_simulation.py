@@ -14,14 +14,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from agent_kit import AGENT  # noqa: E402
 from simulation import System, Violation  # noqa: E402
 
 STEPS, END = 400, 600  # of a life while the environment interferes, and after that
+PATIENT = ("time passes", "daemon: starts poll")
 RATES = (3, 12, 12, 40, 40)  # one step in so many is the environment's: a life has some 80
 
 SCENARIOS = {  # those of the protocol's model, then what it does not model
@@ -75,6 +73,7 @@ def live(system, rng):
         own = system.own_actions()
         if not own:
             return system.check_final()
+        own = [a for a in own if not a[1].startswith(PATIENT)] or own  # asking again and again is no way to end
         system.do(*weighed(rng, own))
     raise Violation("I3 the system can go round for ever")
 
@@ -92,10 +91,10 @@ def weighed(rng, actions):
             return label, action
 
 
-@given(st.randoms(use_true_random=False), st.sampled_from(sorted(SCENARIOS)))
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=False)
-def test_no_interleaving_breaks_an_invariant(rng, scenario):
-    explore(rng, SCENARIOS[scenario])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_no_interleaving_breaks_an_invariant(scenario):
+    for seed in range(6):  # the same lives each time. hypothesis draws zeros too often for this: its lives are short and unfair
+        explore(random.Random(seed), SCENARIOS[scenario])
 
 
 @pytest.mark.slow
