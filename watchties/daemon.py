@@ -5,12 +5,9 @@ Must not know: what a marker means, how a run ends; it only passes on who is to 
 """
 
 import asyncio
-import fcntl
-import json
 import logging
 import os
 import shutil
-import signal
 import socket
 import time
 
@@ -19,10 +16,11 @@ import systemd_watchdog
 from watchties import config as configuration
 from watchties import markers, masters, rebuild, runs, ssh
 from watchties.engine import Engine
-from watchties.errors import UserError
+from watchties.errors import WatchtiesError
 from watchties.hooklog import HookLog
 from watchties.journal import Journal
 from watchties.model import CANCEL, PENDING, TAKEN, WEB, JobId
+from watchties.notices import Notices
 from watchties.relays import Link, Listener
 from watchties.runner import Runner
 from watchties.teller import Teller
@@ -31,7 +29,6 @@ from watchties.watch import MirrorWatch
 RESCAN_PAUSE = 0.5  # seconds before a mirror is scanned once more: after an overflow, the storm may go on
 SLICE = 0.02  # seconds that a scan may keep the loop to itself
 GLANCE = 2.0  # seconds between two looks at the disk and at hosts that are down
-NOTICE_GAP = 60.0  # seconds between two mails to the administrator
 SHUTDOWN = 12.0  # seconds for hooks that were told to stop
 
 log = logging.getLogger("watchties")
@@ -46,37 +43,31 @@ class Daemon:
         self.hooklog = HookLog(os.path.join(state, "log"), config.daemon.log_keep)
         self.teller = Teller(self.journal, self.hooklog)
         self.dirs = runs.RunDirs(state)
-        self.plain = configuration.plain(config) | {"control": masters.directory(state)}
-        self.runner = Runner(self.dirs, write_config(self.plain, state))
+        self.plain = configuration.plain(config)
+        self.plain["control"] = masters.directory(state, self.plain["host"])
+        self.runner = Runner(self.dirs, runs.write_config(self.plain, state))
         self.engine = Engine(config, self.runner, self.dirs, hooks, self.teller)
         self.teller.on_host_failed = self._host_failed
-        self.teller.on_notice = lambda subject, text: self._notices.put_nowait((subject, text))
+        self.teller.on_notice = lambda subject, text: self._notices.put(subject, text)
         self.watches = {n: MirrorWatch(t.root, t.jobs, t.backend) for n, t in config.tree.items()}
         self.links = {name: self._link(name) for name in config.host if self._trees_of(name)}
-        self.stop, self.again, self._tasks = asyncio.Event(), False, set()
-        self._scans, self._told_down, self._notices = {}, set(), asyncio.Queue()
+        self.stop, self._tasks, self._scans, self._told_down = asyncio.Event(), set(), {}, set()
+        self._engine, self._broken = asyncio.ensure_future(asyncio.sleep(0)), None
+        self._notices = Notices(config.find_rule("notice"), hooks["notice"], self.dirs, self.runner, self.teller)
         self._systemd = systemd_watchdog.WatchDog()  # says nothing where systemd did not start us
 
     # ---- life ----
 
-    async def run(self):
-        """Work until told to stop; return whether the configuration is to be read again."""
-        loop = asyncio.get_running_loop()
-        for number, again in (signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGHUP, True):
-            loop.add_signal_handler(number, self._end, again)
+    async def run(self, again=lambda: False):
+        """Work until `stop` is set. again(): another daemon takes over at once, so hooks at work are left to it."""
         self.runner.warm_up()
-        engine = self._spawn(self._start())
         try:
-            await asyncio.wait([engine, self._spawn(self.stop.wait())], return_when=asyncio.FIRST_COMPLETED)
-            if engine.done():
-                engine.result()
+            await self._start()
+            await self.stop.wait()
         finally:
-            await self._shut_down()
-        return self.again
-
-    def _end(self, again):
-        self.again = again
-        self.stop.set()
+            await self._shut_down(again())
+        if self._broken:
+            raise WatchtiesError(f"a part of the daemon failed: {self._broken!r}; the log has the details") from self._broken
 
     async def _start(self):
         loop = asyncio.get_running_loop()
@@ -91,6 +82,7 @@ class Daemon:
             )
         self._look_at_disks()
         await self.engine.recover()
+        self._engine = self._spawn(self.engine.run())
         for name in self.watches:
             self._rescan(name)
         for name, link in self.links.items():
@@ -99,29 +91,32 @@ class Daemon:
                 self._spawn(masters.keep(link.far, kind, lambda text, host=name: self._host_problem(host, text)))
         self._spawn(self._reconcile())
         self._spawn(self._glance())
-        self._spawn(self._send_notices())
+        self._spawn(self._notices.run())
         if self.journal.fresh:
             self._spawn(self._rebuild())
         log.info("[%d] watchties is at work: %s", os.getpid(), ", ".join(f"{n} ({w.backend})" for n, w in self.watches.items()))
         self._systemd.ready()
         self.teller.notice(f"watchties started on {socket.gethostname()}", f"state directory: {self.state}\n")
-        await self.engine.run()
 
-    async def _shut_down(self):
-        """Start nothing more, wait for the hooks at work, then tell them to stop; what is undone is found at the next start."""
+    async def _shut_down(self, leave):
+        """Start nothing more, wait for the hooks at work, then tell them to stop; what is undone is found at the next start.
+
+        leave: let the hooks be; they hold their locks, and the next daemon takes in what they leave.
+        """
         self._systemd.status("stopping")
-        self.engine.starting = True
+        self.engine.starting, self.runner.leave = True, leave
         for watch in self.watches.values():
             watch.stop()
-        if self.engine.dispatch.tasks and not self.again:
-            log.info("waiting up to %g s for %d runs", self.config.daemon.stop_timeout, len(self.engine.dispatch.tasks))
-            await asyncio.wait(self.engine.dispatch.tasks, timeout=self.config.daemon.stop_timeout)
-        for task in self.engine.dispatch.tasks if not self.again else ():
-            task.cancel()  # each sends SIGTERM to its hook
-        await self._cancel(self._tasks)
-        if not self.again:
+        runs_at_work = self.engine.dispatch.tasks
+        if runs_at_work and not leave:
+            log.info("waiting up to %g s for %d runs", self.config.daemon.stop_timeout, len(runs_at_work))
+            await asyncio.wait(runs_at_work, timeout=self.config.daemon.stop_timeout)
+        await self._cancel(runs_at_work)
+        if not leave:
             await self._await_locks()
-            await self.engine.one_pass()
+        self.engine.halt()
+        await asyncio.wait([self._engine], timeout=SHUTDOWN)
+        await self._cancel(self._tasks)
         self.runner.close()
         self.journal.close()
 
@@ -132,10 +127,14 @@ class Daemon:
 
     @staticmethod
     async def _cancel(tasks):
-        tasks = [task for task in tasks if not task.done()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Cancel tasks until they have ended: a single cancellation may meet a task at its very end and be lost."""
+        for _ in range(int(SHUTDOWN)):
+            live = [task for task in tasks if not task.done()]
+            if not live:
+                return
+            for task in live:
+                task.cancel()
+            await asyncio.wait(live, timeout=1)
 
     def _spawn(self, coroutine):
         task = asyncio.ensure_future(coroutine)
@@ -147,6 +146,7 @@ class Daemon:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception():
             log.error("a part of the daemon failed", exc_info=task.exception())
+            self._broken = task.exception()
             self.stop.set()  # a daemon that is half alive loses jobs in silence: end, and be started again
 
     # ---- the mirror ----
@@ -270,67 +270,3 @@ class Daemon:
                 self._told_down.add(name)
                 when = time.strftime("%Y-%m-%d %H:%M", time.localtime(since))
                 self.teller.notice(f"host {name} is down since {when}", f"{link.breaker.reason}\nIts jobs wait; the others go on.\n")
-
-    async def _send_notices(self):
-        """Send what has gathered for the administrator: at once when it is the first for a while, else together."""
-        while True:
-            subject, text = await self._notices.get()
-            more = [self._notices.get_nowait() for _ in range(self._notices.qsize())]
-            if more:
-                text = "\n\n".join(f"{s}\n{t}" for s, t in [(subject, text), *more])
-                subject = f"{subject} (and {len(more)} more)"
-            await self._send_notice(f"{subject}\n{text}")
-            await asyncio.sleep(NOTICE_GAP)
-
-    async def _send_notice(self, text):
-        """Run the notice hook, again and again while it asks for that."""
-        rule = self.config.find_rule("notice")
-        wait, deadline = rule.retry.first, time.time() + rule.retry.give_up_after
-        while time.time() < deadline:
-            run = self.dirs.prepare(self.dirs.new_id("notice"), "notice", "", "0", [], rule.timeout, self.hooks["notice"], text)
-            self.teller.run_begins(run)
-            ended = await self.runner.run(run)
-            self.teller.run_ended(ended)
-            self.dirs.forget(run)
-            if ended.code == 0:
-                return
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, rule.retry.maximum)
-
-
-def write_config(plain, state):
-    """Write the configuration (a plain dict) for hooks to read, for nobody else's eyes; return its path."""
-    path = os.path.join(state, "config.json")
-    fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8") as file:
-        json.dump(plain, file, ensure_ascii=False)
-    os.rename(path + ".new", path)
-    return path
-
-
-def lock_state(state):
-    """Return the open lock file of a state directory; raise UserError if a daemon is at work there."""
-    os.makedirs(state, mode=0o700, exist_ok=True)
-    file = open(os.path.join(state, "daemon.lock"), "a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise UserError(f"a watchties daemon is at work already in {state} (pid {file.read().strip() or 'unknown'})") from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
-
-
-def serve(load, state):
-    """Run daemons until one is told to stop. load() returns (config, hooks), or raises: then a running one goes on as before."""
-    lock = lock_state(state)
-    config, hooks = load()
-    while asyncio.run(Daemon(config, state, hooks).run()):
-        try:
-            config, hooks = load()
-            log.info("the configuration was read again")
-        except UserError as error:
-            log.error("the configuration was not taken, the former one stays: %s", error)
-    lock.close()

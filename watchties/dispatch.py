@@ -44,8 +44,11 @@ class Dispatch:
         return self.lanes[rule, host]
 
     def offer(self, job, start):
-        """Queue a job for the run that it may have."""
-        self.lane(start.rule, start.host).offer(job.id, job.user, job.record.size, needs_room(job, start))
+        """Queue a job for the run that it may have; return why it cannot begin at once, or ""."""
+        lane, bounded = self.lane(start.rule, start.host), needs_room(job, start)
+        lane.offer(job.id, job.user, job.record.size, bounded)
+        room = self._room(lane, Counter()) if bounded else None
+        return f"{start.host} holds as many jobs as it may (max_running)" if room is not None and room <= 0 else ""
 
     def batches(self, still_due):
         """Return a Batch for each free slot for which something waits. still_due(JobId, lane) -> Start or None."""
@@ -80,7 +83,10 @@ class Dispatch:
         return Batch(lane, slot, run_id, begun, plans)
 
     def start(self, batch, good):
-        """Start the hook of a batch, for those jobs whose plan is on disk (`good`), or that needed none."""
+        """Start the hook of a batch, for those jobs whose plan is on disk (`good`), or that needed none.
+
+        Raises OSError, the jobs unlocked, if the state directory takes no run (a full disk).
+        """
         failed = batch.plans.keys() - good
         self._unlock(failed, batch.run)
         begun = {i: start for i, start in batch.begun.items() if i not in failed}
@@ -88,8 +94,13 @@ class Dispatch:
             batch.lane.busy.discard(batch.slot)
             return
         rule = self.rules[batch.lane.rule]
-        lines = [self._line(self.jobs.get(i), start, batch.run) for i, start in begun.items()]
-        run = self.dirs.prepare(batch.run, rule.name, batch.lane.host, batch.slot, lines, rule.timeout, self.hooks[rule.name])
+        lines = [self.line(self.jobs.get(i), start, batch.run) for i, start in begun.items()]
+        try:
+            run = self.dirs.prepare(batch.run, rule.name, batch.lane.host, batch.slot, lines, rule.timeout, self.hooks[rule.name])
+        except OSError:
+            self._unlock(begun, batch.run)
+            batch.lane.busy.discard(batch.slot)
+            raise
         self._spawn(self._carry(run))
 
     def release(self, run):
@@ -103,7 +114,7 @@ class Dispatch:
         for job in filter(None, map(self.jobs.get, job_ids)):
             job.busy = {place: by for place, by in job.busy.items() if by != run_id}
 
-    def _line(self, job, start, run_id):
+    def line(self, job, start, run_id):
         """Return what the hook is told of a job."""
         rec, request = job.record, start.request
         old = rec.old if rec.old and start.attempt == rec.old.token else None
@@ -138,7 +149,7 @@ class Dispatch:
         self.tell.run_begins(run)
         ended = await self.runner.run(run, lambda: self.tell.run_goes_on(run))
         await self._until_free(run)
-        self.on_end(ended)
+        self.on_end(ended if ended.code is not None else self.dirs.collect(run, None))
 
     async def _until_free(self, run):
         while not self.dirs.is_free(run.lock):

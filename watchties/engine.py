@@ -40,7 +40,8 @@ class Engine:
         self.dispatch = Dispatch(config, self.jobs, runner, dirs, hooks, tell, self._again)
         self.down, self.blocked = {}, {}
         self.dirty, self.ended = {}, []
-        self.kick, self._wakes, self.starting = asyncio.Event(), [], True
+        self.kick, self._wakes = asyncio.Event(), []
+        self.starting, self.halted = True, False
 
     # ---- what others tell ----
 
@@ -94,9 +95,14 @@ class Engine:
 
     # ---- the pass ----
 
+    def halt(self):
+        """Start nothing more; the pass under way is the last."""
+        self.starting = self.halted = True
+        self.kick.set()
+
     async def run(self):
-        """Make passes until cancelled."""
-        while True:
+        """Make passes until halted."""
+        while not self.halted:
             await self._until_something()
             self.kick.clear()
             await self.one_pass()
@@ -161,8 +167,8 @@ class Engine:
                 job.polled, job.missed = 0.0 if job.missed else self.clock(), False
             self.tell.changed(job, before)
 
-    def _disk_error(self, job, error):
-        text = one_line(f"the mirror cannot be written: {error.strerror or error} ({error.filename or job.dir})")
+    def _disk_error(self, job, error, what="mirror", where=""):
+        text = one_line(f"the {what} cannot be written: {error.strerror or error} ({error.filename or where or job.dir})")
         self.tell.waiting(job, text)
         self.tell.problem("disk", text)
         self._wake(job.id, self.clock() + DISK_AGAIN)
@@ -233,12 +239,11 @@ class Engine:
         return None
 
     def _queue(self, job, decision):
-        for start in decision.starts:
-            self.dispatch.offer(job, start)
+        held = [why for start in decision.starts if (why := self.dispatch.offer(job, start))]
         for wait in decision.waits:
             if wait.until:
                 self._wake(job.id, wait.until)
-        self.tell.waiting(job, decision.reason)
+        self.tell.waiting(job, "; ".join(held) or decision.reason)
 
     def _world(self, tree):
         return decide.World(self.trees[tree], self.rules, self.clock(), self.down, self.blocked.get(tree, ""), self.polls)
@@ -252,7 +257,11 @@ class Engine:
         batches = self.dispatch.batches(self._still_due)
         good = await self._carry_out({i: plan for batch in batches for i, plan in batch.plans.items()})
         for batch in batches:
-            self.dispatch.start(batch, good)
+            try:
+                self.dispatch.start(batch, good)
+            except OSError as error:
+                for job_id in batch.begun:
+                    self._disk_error(self.jobs.get(job_id), error, "state directory", self.dirs.state)
 
     def _still_due(self, job_id, lane):
         """Return the Start that a queued job is waiting for, if it is still to begin; else have it looked at."""

@@ -55,9 +55,9 @@ class HookLog:
             outcome, reason = (told.outcome, told.reason) if told else ("interrupted", "")
             count[outcome] += 1
             lines.append(f"job {job} {outcome}" + (f": {reason}" if reason else ""))
-        counts = " ".join(f"{k}={n}" for k, n in count.items() if n)
+        counts = "".join(f" {k}={n}" for k, n in count.items() if n)
         code = "unknown" if ended.code is None else ended.code
-        self.write(run.rule, run.id, [*lines, f"end host={run.host or '-'} {counts} exit={code} seconds={ended.seconds:.2f}"])
+        self.write(run.rule, run.id, [*lines, f"end host={run.host or '-'}{counts} exit={code} seconds={ended.seconds:.2f}"])
 
     def write(self, name, label, lines):
         """Append lines to a log, each with the time and a label in front."""
@@ -95,23 +95,3 @@ def read_from(path, offset):
             return file.read()
     except FileNotFoundError:
         return b""
-
-
-def lines_of(path, wanted):
-    """Yield the lines of a log that belong to runs which `wanted(first_lines)` picks; see lines_of_job."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for line in file:
-            words = line.rstrip("\n").split(" ", 3)
-            if len(words) == 4 and wanted(words[2], words[3]):
-                yield line.rstrip("\n")
-
-
-def runs_of(path, job):
-    """Return the names of the runs in a log that carried a job (`TREE:USER/EXP`)."""
-    begun = re.compile(r"start host=\S+ jobs=\d+: .*")
-    runs = set()
-    for line in lines_of(path, lambda run, text: text.startswith((f"job {job} ", "start "))):
-        _, _, run, text = line.split(" ", 3)
-        if text.startswith("job ") or begun.fullmatch(text) and job in text.split(": ", 1)[1].split(", "):
-            runs.add(run)
-    return runs

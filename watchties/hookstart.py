@@ -8,6 +8,8 @@ import os
 import signal
 import sys
 
+AGAIN = 75  # as in errors.py
+
 # What every hook of ours imports. Importing sh and tenacity costs 90 ms; forking a process that has them, 5.
 PRELOAD = ["sh", "tenacity", "watchties.hookstart", "watchties.hookkit", "watchties.transfer", "watchties.agent", "watchties.mail",
            "watchties.schedulers.shell"]
@@ -40,7 +42,14 @@ class HookStart:
 
 
 def run_file(path):
-    """Run a Python file as a program; return its exit code."""
+    """Run a Python file as a program; return its exit code. What cannot even write down what it has to say, is to come again."""
+    try:
+        return _run_file(path)
+    except OSError:
+        return AGAIN
+
+
+def _run_file(path):
     try:
         with open(path, "rb") as file:
             code = compile(file.read(), path, "exec", dont_inherit=True)

@@ -19,8 +19,13 @@ AGAIN, SELDOM = 1.0, 60.0  # seconds before a connection that ended is opened ag
 LONGEST = 80  # characters of a socket's path: the kernel takes 104, and ssh adds some of its own while it binds
 
 
-def directory(state):
-    """Return the directory for the sockets: in the state directory, or a private short one if that is too long."""
+def directory(state, hosts):
+    """Return the directory for the sockets: in the state directory, or a private short one if that is too long.
+
+    "" if none of the hosts (plain configuration) is reached by ssh.
+    """
+    if not any(host.get("ssh") for host in hosts.values()):
+        return ""
     where = os.path.join(state, "ssh")
     if len(where) > LONGEST - 30:
         name = hashlib.sha256(os.fsencode(state)).hexdigest()[:12]

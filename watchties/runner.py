@@ -9,6 +9,7 @@ the hook handed it on to. A run directory that outlives its daemon is read by th
 """
 
 import asyncio
+import errno
 import fcntl
 import os
 import pickle
@@ -20,7 +21,10 @@ import time
 from multiprocessing import forkserver
 
 from watchties import hookstart
+from watchties.errors import AGAIN
+from watchties.runs import Ended
 
+NEVER = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ELOOP}  # a hook that does not start for these
 KILL_AFTER = 10.0  # seconds between SIGTERM and SIGKILL
 GLANCE = 0.5  # seconds between two looks at a run at work
 
@@ -33,7 +37,7 @@ class Runner:
         self.environ = dict(os.environ if environ is None else environ)
         self.environ = {k: v for k, v in self.environ.items() if not k.startswith("WATCHTIES_")}
         self.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), self.environ.get("PATH", os.defpath)])
-        self._server, self._kinds = None, {}
+        self._server, self._kinds, self.leave = None, {}, False  # leave: hooks outlive us, for the next daemon to take up
 
     def environment(self, run):
         """Return the environment of a hook, as the contract has it."""
@@ -69,23 +73,25 @@ class Runner:
     async def run(self, run, watch=None):
         """Start the hook, wait for its end, and return Ended. `watch`, if given, is called now and then meanwhile.
 
-        The slot's lock must be free: an orphan that still holds it is a BlockingIOError.
+        The slot's lock must be free. A hook that cannot be started at all has failed (126), or is to be tried again.
         """
+        try:
+            process = self._start(run)
+        except OSError as error:
+            reason = f"the hook {run.hook} cannot be started: {error.strerror or error}"
+            return Ended(run, 126 if error.errno in NEVER else AGAIN, {}, reason, 0.0)
+        return self.dirs.collect(run, await self._wait(run, process, watch))
+
+    def _start(self, run):
+        """Take the slot's lock, start the hook with it, let go of it."""
         lock = os.open(run.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(lock, 0)
             os.write(lock, run.id.encode())
-            start = self._fork if self._is_ours(run.hook) else self._execute
-            try:
-                process = start(run, lock)
-            except OSError as error:
-                with open(run.path("err"), "a", encoding="utf-8") as file:
-                    file.write(f"the hook {run.hook} cannot be started: {error.strerror}\n")
-                return self.dirs.collect(run, 126)
+            return self._fork(run, lock) if self._is_ours(run.hook) else self._execute(run, lock)
         finally:
             os.close(lock)
-        return self.dirs.collect(run, await self._wait(run, process, watch))
 
     def _is_ours(self, hook):
         """Return whether the forkserver can run it: a Python file whose first line leads to this very interpreter."""
@@ -128,7 +134,8 @@ class Runner:
                     self._stop(run, process, deadline)
             return ending.result()
         except asyncio.CancelledError:
-            process.signal(signal.SIGTERM)
+            if not self.leave:
+                process.signal(signal.SIGTERM)
             raise
         finally:
             ending.cancel()
@@ -137,8 +144,9 @@ class Runner:
         run.timed_out = True
         process.signal(signal.SIGKILL if time.monotonic() > deadline + KILL_AFTER else signal.SIGTERM)
 
+
 class Forked:
-    """A hook in a child of the forkserver, which tells first its pid, then its exit code."""
+    """A hook in a child of the forkserver, which tells first its pid, then its exit code: None if the forkserver was killed."""
 
     def __init__(self, status):
         self.status, self.pid = status, 0
@@ -146,7 +154,7 @@ class Forked:
     async def wait(self):
         try:
             self.pid = await self._number()
-            return await self._number() if self.pid else 255
+            return await self._number() if self.pid else AGAIN
         finally:
             os.close(self.status)
 
@@ -158,7 +166,7 @@ class Forked:
         finally:
             loop.remove_reader(self.status)
         data = os.read(self.status, forkserver.SIGNED_STRUCT.size)
-        return forkserver.SIGNED_STRUCT.unpack(data)[0] if len(data) == forkserver.SIGNED_STRUCT.size else 0
+        return forkserver.SIGNED_STRUCT.unpack(data)[0] if len(data) == forkserver.SIGNED_STRUCT.size else None
 
     def signal(self, number):
         if self.pid:

@@ -15,6 +15,7 @@ from watchties.errors import AGAIN, UserError
 from watchties.model import OUTCOMES, JobId, Outcome, one_line
 
 MAX_RESULT_LINE = 1 << 20
+FULL = 1 << 16  # bytes
 
 
 @dataclass
@@ -83,15 +84,23 @@ class RunDirs:
         lock = os.path.join(self.state, "locks", f"{rule}.{host or '-'}.{slot}")
         run = Run(run_id, rule, host, slot, hook, where, jobs, timeout, time.time(), notice, lock)
         os.mkdir(where, 0o700)
+        try:
+            self._write(run, notice)
+        except OSError:
+            self.forget(run)
+            raise
+        return run
+
+    @staticmethod
+    def _write(run, notice):
         with open(run.path("jobs"), "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.writelines(json.dumps(job, ensure_ascii=False) + "\n" for job in jobs)
+            file.writelines(json.dumps(job, ensure_ascii=False) + "\n" for job in run.jobs)
         if notice:
             with open(run.path("notice"), "w", encoding="utf-8") as file:
                 file.write(notice)
         with open(run.path("run.json.new"), "w", encoding="utf-8") as file:
             json.dump(asdict(run) | {"jobs": None}, file)
         os.rename(run.path("run.json.new"), run.path("run.json"))
-        return run
 
     def collect(self, run, code):
         """Return Ended from what the run left on disk."""
@@ -99,8 +108,12 @@ class RunDirs:
         if run.timed_out:
             reason = f"{run.rule} took longer than {run.timeout:g} s and was ended"
         else:
-            reason = last_line(run.path("err")) or (f"{run.rule} ended with {code}" if code else "")
+            reason = last_line(run.path("err")) or (f"{run.rule} ended with {code}{self._full()}" if code else "")
         return Ended(run, code, settled, reason, time.time() - run.started)
+
+    def _full(self):
+        """Return the most likely reason for a hook that failed and said nothing: it could not write what it had to say."""
+        return f"; the disk of {self.state} is full: make room" if shutil.disk_usage(self.state).free < FULL else ""
 
     def forget(self, run):
         """Remove the directory of a run whose outcome is in the records."""
@@ -178,3 +191,13 @@ def find_hook(name, folders):
                 raise UserError(f"hook {path} may not be executed; run: chmod +x '{path}'")
             return path
     raise UserError(f"hook {name} is not in {' nor in '.join(folders)}")
+
+
+def write_config(plain, state):
+    """Write the configuration (a plain dict) for hooks to read, for nobody else's eyes; return its path."""
+    path = os.path.join(state, "config.json")
+    fd = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        json.dump(plain, file, ensure_ascii=False)
+    os.rename(path + ".new", path)
+    return path

@@ -42,11 +42,6 @@ def test_two_runs_at_once_stay_readable(site):
     mine = [text for label, text in texts(log) if label == one.id]
     assert mine[0].startswith("start host=vision jobs=1: main:u/A") and mine[1] == "half a line"
     assert mine[2].startswith("job main:u/A retry") and mine[3].startswith("end host=vision retry=1 exit=75 seconds=")
-    assert runs_of(log, "main:u/A") == {one.id} and runs_of(log, "main:u/B") == {two.id}
-
-
-def runs_of(log, job):
-    return hooklog.runs_of(log.path("push"), job)
 
 
 def test_standard_error_and_a_last_line_without_an_end_are_kept(site):

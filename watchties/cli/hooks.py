@@ -88,14 +88,15 @@ def start_of(config, rule, seen, host):
 def carry_out(config, places, rule, hook, start, seen):
     """Run the hook in the foreground; show its results; return its exit code."""
     from watchties import config as configuration
-    from watchties import daemon, masters, runs
+    from watchties import masters, runs
     from watchties.runner import Runner
 
     folder = os.path.join(places.state, FOLDER, str(os.getpid()))
     dirs = runs.RunDirs(folder)
     try:
-        plain = configuration.plain(config) | {"control": masters.directory(places.state)}
-        runner = Runner(dirs, daemon.write_config(plain, folder))
+        plain = configuration.plain(config)
+        plain["control"] = masters.directory(places.state, plain["host"])
+        runner = Runner(dirs, runs.write_config(plain, folder))
         run_id = dirs.new_id(rule.name)
         run = dirs.prepare(run_id, rule.name, start.host, "by-hand", [told(config, seen, start, run_id)], rule.timeout, hook)
         code = in_foreground(run, runner.environment(run))
@@ -115,7 +116,7 @@ def told(config, seen, start, run_id):
     from watchties.jobs import Job
 
     where = os.path.join(config.tree[seen.id.tree].root, seen.id.job)
-    line = Dispatch(config, None, None, None, {}, None, None)._line(Job(seen.id, where, seen.record), start, run_id)
+    line = Dispatch(config, None, None, None, {}, None, None).line(Job(seen.id, where, seen.record), start, run_id)
     return line | {"host": line["host"] or start.host}
 
 

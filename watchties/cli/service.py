@@ -26,7 +26,7 @@ def run(places):
     Example:  watchties run
               kill -HUP $(cat ~/.local/state/watchties/daemon.lock)
     """
-    from watchties import daemon
+    from watchties.serve import serve
 
     config, hooks = load(places)  # what is wrong with it is told before anything is made
     os.makedirs(places.state, mode=0o700, exist_ok=True)
@@ -36,7 +36,7 @@ def run(places):
     for warning in config.warnings:
         log.warning("%s", warning)
     first = [(config, hooks)]
-    daemon.serve(lambda: first.pop() if first else load(places), places.state)
+    serve(lambda: first.pop() if first else load(places), places.state)
     log.info("watchties has ended")
 
 
