@@ -36,8 +36,9 @@ def why_not():
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
     if missing := [tool for tool in TOOLS if not shutil.which(tool, path=path)]:
         return f"the lab's hosts need {', '.join(missing)}: run contrib/setup.sh"
-    tried = subprocess.run(["unshare", "-n", "-u", "-i", "-m", "-p", "-f", "--mount-proc", "sh", "-c",
-                            "mount -t tmpfs tmpfs /mnt && ip link add lab0 type veth peer name lab1"], capture_output=True, text=True)  # fmt: skip
+    trial = "mount -t tmpfs tmpfs /mnt && ip link add lab0 type veth peer name lab1"
+    words = ["unshare", "-n", "-u", "-i", "-m", "-p", "-f", "--mount-proc", "sh", "-c", trial]
+    tried = subprocess.run(words, env=os.environ | {"PATH": path}, capture_output=True, text=True)
     return "the lab's hosts need namespaces, which are not to be had here: " + tried.stderr.strip() if tried.returncode else ""
 
 

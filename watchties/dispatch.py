@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from watchties import decide, record, steps
 from watchties.lanes import Lane
 from watchties.model import FINAL, MIRROR, WEB
+from watchties.runs import Ended
 
+READ_AGAIN = 5.0  # seconds before results that could not be read are looked at again
 ORPHAN_GLANCE = 0.2  # seconds between two looks at a lock that an orphan holds
 
 
@@ -76,6 +78,8 @@ class Dispatch:
         for job_id, start in begun.items():
             job = self.jobs.get(job_id)
             job.busy |= dict.fromkeys(decide.touches(self.rules[lane.rule]), run_id)
+            if WEB in decide.touches(self.rules[lane.rule]):
+                job.look_at_web()
             if lane.rule == "pull":
                 plans[job_id] = steps.create(job, replace(job.record, pulling=run_id))
             elif lane.rule == "submit" and not job.record.contacted:
@@ -147,7 +151,12 @@ class Dispatch:
         """Carry one run to its end, and to the end of whatever it has left running."""
         await self._until_free(run)
         self.tell.run_begins(run)
-        ended = await self.runner.run(run, lambda: self.tell.run_goes_on(run))
+        try:
+            ended = await self.runner.run(run, lambda: self.tell.run_goes_on(run))
+        except OSError as error:  # its results cannot be read: they stay, and are read again
+            self.tell.problem(f"run {run.id}", str(error))
+            await asyncio.sleep(READ_AGAIN)
+            ended = Ended(run, None, {}, "", 0.0)
         await self._until_free(run)
         self.on_end(ended if ended.code is not None else self.dirs.collect(run, None))
 

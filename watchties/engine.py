@@ -205,7 +205,7 @@ class Engine:
         if outcome:
             if outcome.fields.get("host_down"):
                 self.tell.host_failed(ended.run.host, outcome.reason)
-            job.hear(**outcomes.web_hints(rule.name, outcome.fields))
+            job.seen_by_run(**outcomes.web_hints(rule.name, outcome.fields))
             if rule.name == "poll" and told["token"] == rec.token:
                 job.polled = self.clock()
                 job.compute = outcome.fields.get("seen") or job.compute

@@ -16,13 +16,17 @@ from watchties.model import PENDING, SUBMITTED, JobId, user_of
 
 @dataclass
 class Job:
-    """One job in hand. busy: place -> run; polled: when its scheduler was last asked; missed: its end may have been, as nobody
-    watched its host; opened: its flag is known to stand."""
+    """One job in hand.
+
+    heard: what of `web` was announced since a run last began to look there. busy: place -> run. polled: when its
+    scheduler was last asked. missed: its end may have been, as nobody watched its host. opened: its flag is known to stand.
+    """
 
     id: JobId
     dir: str
     record: record.Record
     web: WebHint = WebHint()
+    heard: frozenset = frozenset()
     compute: str = ""
     busy: dict = field(default_factory=dict)
     polled: float = 0.0
@@ -35,8 +39,16 @@ class Job:
         return user_of(self.id.job)
 
     def hear(self, **what):
-        """Take note of what stands on the web host."""
-        self.web = replace(self.web, **what)
+        """Take note of what stands on the web host, as it was announced just now."""
+        self.web, self.heard = replace(self.web, **what), self.heard.union(what)
+
+    def look_at_web(self):
+        """A run begins that will say what stands on the web host: from now on an announcement may be newer than what it says."""
+        self.heard = frozenset()
+
+    def seen_by_run(self, **what):
+        """Take note of what a run has seen on the web host, but for what was announced since it began."""
+        self.web = replace(self.web, **{key: value for key, value in what.items() if key not in self.heard})
 
     def seen(self):
         """Return the job as it stands now, for decide()."""

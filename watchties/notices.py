@@ -33,16 +33,23 @@ class Notices:
         """Run the notice hook, again and again while it asks for that."""
         wait, deadline = self.rule.retry.first, time.time() + self.rule.retry.give_up_after
         while time.time() < deadline:
-            run_id = self.dirs.new_id(self.rule.name)
-            run = self.dirs.prepare(run_id, self.rule.name, "", "0", [], self.rule.timeout, self.hook, text)
-            self.teller.run_begins(run)
-            ended = await self.runner.run(run)
-            self.teller.run_ended(ended)
-            self.dirs.forget(run)
-            if ended.code == 0:
-                return
+            try:
+                if await self._run_once(text):
+                    return
+            except OSError as error:  # the disk below the state directory is full, most likely
+                self.teller.problem("notice", str(error))
             await asyncio.sleep(wait)
             wait = min(2 * wait, self.rule.retry.maximum)
+
+    async def _run_once(self, text):
+        """Run the notice hook; return whether it has succeeded."""
+        run_id = self.dirs.new_id(self.rule.name)
+        run = self.dirs.prepare(run_id, self.rule.name, "", "0", [], self.rule.timeout, self.hook, text)
+        self.teller.run_begins(run)
+        ended = await self.runner.run(run)
+        self.teller.run_ended(ended)
+        self.dirs.forget(run)
+        return ended.code == 0
 
 
 def as_one(gathered):

@@ -17,7 +17,8 @@ WAIT = wait_random_exponential(multiplier=0.5, max=8)  # seconds, with full jitt
 
 def network(function, *args, sleep=time.sleep, **named):
     """Return function(*args, **named), tried again while what it raises is transient; raise the last error as it is."""
-    policy = Retrying(retry=retry_if_exception(is_worth_another_try), stop=_enough, wait=WAIT, sleep=sleep, before_sleep=_tell, reraise=True)
+    again = retry_if_exception(is_worth_another_try)
+    policy = Retrying(retry=again, stop=_enough, wait=WAIT, sleep=sleep, before_sleep=_tell, reraise=True)
     return policy(function, *args, **named)
 
 

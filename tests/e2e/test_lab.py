@@ -72,7 +72,8 @@ def test_hosts_share_nothing_that_they_write(lab):
 
 
 def test_what_a_command_is_given_and_says_comes_through(lab):
-    done = lab.on("elgato", ["sh", "-c", 'cat; echo "$1" >&2; pwd; exit 3', "sh", "a  b'$(x)"], user="runcompties", input="in\n", check=False)
+    script = 'cat; echo "$1" >&2; pwd; exit 3'
+    done = lab.on("elgato", ["sh", "-c", script, "sh", "a  b'$(x)"], user="runcompties", input="in\n", check=False)
     assert (done.returncode, done.stdout, done.stderr) == (3, "in\n/home/runcompties\n", "a  b'$(x)\n")
 
 
@@ -83,7 +84,7 @@ def test_a_cable_that_is_pulled_and_put_back(lab):
         assert ssh(lab, "runcompties@elgato", "hostname").stdout == "elgato\n"
     finally:
         lab.fault("up", "b01")
-    assert ssh(lab, "runcompties@b01", "hostname").stdout == "b01\n"
+    wait_for(lambda: ssh(lab, "runcompties@b01", "hostname", check=False).stdout == "b01\n", 20)  # ARP may have to ask again
 
 
 @pytest.mark.parametrize(("op", "said"), [("drop", "timed out"), ("drop22", "timed out"), ("reject", "refused"), ("freeze", "timed out")])

@@ -1,5 +1,6 @@
 """Trouble with the real daemon: full disks, hosts and mail servers that are down, hooks that misbehave. Nothing is lost, it goes on by itself."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -53,16 +54,24 @@ def notice(site, words):
 # ---- disks ----
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """Mount a disk of 24 MB where the mirror will be."""
-    where = tmp_path / "v11"
-    where.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=755", "tmpfs", str(where)]
+@contextlib.contextmanager
+def mounted(where, size):
+    """Mount a small disk on a directory."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(where)]
     if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("only root may mount a small disk here")
-    yield where
-    subprocess.run(["umount", "-l", str(where)], check=True)
+    try:
+        yield where
+    finally:
+        subprocess.run(["umount", "-l", str(where)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 24 MB where the mirror will be."""
+    (tmp_path / "v11").mkdir()
+    with mounted(tmp_path / "v11", "24m") as where:
+        yield where
 
 
 def fill(path):
@@ -107,6 +116,24 @@ def test_below_the_disk_floor_nothing_is_brought_and_the_administrator_knows(sma
         assert not (site.mirror / "ann/e1/in.txt").exists()
         (small_disk / "ballast").unlink()
         end(site, "ann/e1")
+
+
+def test_a_full_disk_below_the_state_directory_delays_and_loses_nothing(tmp_path):
+    (tmp_path / "state").mkdir(mode=0o700)
+    with mounted(tmp_path / "state", "8m"), Site(tmp_path) as site:
+        site.drop("ann/before", command=HOLD)
+        site.wait(lambda: site.runs("ann/before") == 1, 20, "it runs")
+        fill(tmp_path / "state/ballast")
+        put(site.compute / "ann/before/go")
+        site.drop("ann/e1")
+        site.wait(lambda: "state directory cannot be written" in (site.base / "daemon.out").read_text(), 20, "it is said")
+        time.sleep(1)
+        assert site.process.poll() is None
+        (tmp_path / "state/ballast").unlink()
+        for job in "ann/before", "ann/e1":
+            site.wait_state(job, "DONE", 40)
+        site.wait(site.quiet, 30, "quiet")
+        assert site.runs("ann/before") == site.runs("ann/e1") == 1
 
 
 # ---- hosts ----

@@ -158,6 +158,31 @@ def test_a_hook_killed_in_mid_rsync_leaves_its_jobs_busy_until_the_rsync_ends(tm
         assert (site.compute / "ann/e1/data.bin").read_bytes() == (site.web / "ann/e1/data.bin").read_bytes()
 
 
+def test_a_forkserver_that_is_killed_makes_no_hook_look_done(tmp_path):
+    def change(text):
+        return text.replace("[host.b01]", 'bwlimit = "1M"\n[host.b01]')
+
+    with Site(tmp_path, change=change) as site:
+        site.drop("ann/e1", command="echo run >> runs.log; head -c 2000000 /dev/urandom > big.out\n")
+        site.wait(lambda: site.record("ann/e1").phase == "DONE", 20, "it is fetched")
+        found = site.wait(lambda: working_on(site.web), 20, "the push is at work")
+        servers = [p for p in Path("/proc").iterdir() if p.name.isdigit() and is_forkserver(p, site.process.pid)]
+        assert len(servers) == 1
+        for pid in int(servers[0].name), *(set(found.values()) - set(found)):
+            os.kill(pid, signal.SIGKILL)
+        end(site, "ann/e1")
+        assert site.runs("ann/e1") == 1 and log_of(site, "push").count("start ") == 2
+        assert (site.compute / "ann/e1/big.out").read_bytes() == (site.web / "ann/e1/big.out").read_bytes()
+
+
+def is_forkserver(process, parent):
+    try:
+        words, ppid = (process / "cmdline").read_bytes(), (process / "stat").read_text().rpartition(") ")[2].split()[1]
+    except OSError:
+        return False
+    return b"multiprocessing.forkserver" in words and int(ppid) == parent
+
+
 def test_the_daemon_ends_with_its_hooks_when_they_take_too_long(tmp_path):
     def change(text):
         return text.replace("[host.b01]", 'bwlimit = "100K"\n[host.b01]')

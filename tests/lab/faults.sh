@@ -14,9 +14,16 @@ sshd() { # a signal for the host's sshd, its sessions included: only that host's
     # shellcheck disable=SC2016  # for the shell inside
     "${inside[@]}" sh -c 'pids=$(pgrep -x sshd) && kill -"$1" $pids' sh "$1"
 }
+plug_in() { # the kernel takes up to a second to see that the cable is in
+    "${lan[@]}" ip link set "p-$host" up
+    for _ in $(seq 150); do
+        case $("${lan[@]}" ip -o link show "p-$host") in *"state UP"*) return ;; esac
+        sleep 0.02
+    done
+}
 case $1 in
     down) "${lan[@]}" ip link set "p-$host" down ;;                             # the cable is pulled: nobody is told
-    up) "${lan[@]}" ip link set "p-$host" up ;;
+    up) plug_in ;;
     drop) input -A INPUT -j DROP ;;                                             # a black hole, open connections too
     drop22) input -A INPUT -p tcp --dport 22 --syn -j DROP ;;                   # only new connections hang
     reject) input -A INPUT -p tcp --dport 22 -j REJECT --reject-with tcp-reset ;; # refused at once
@@ -27,7 +34,7 @@ case $1 in
     clear)
         input -F INPUT
         "${lan[@]}" tc qdisc del dev "p-$host" root 2>/dev/null || :
-        "${lan[@]}" ip link set "p-$host" up
+        plug_in
         sshd CONT
         ;;
     *) echo "usage: LAB=FOLDER faults.sh down|up|drop|drop22|reject|loss|rate|freeze|thaw|clear HOST [VALUE]" >&2; exit 2 ;;

@@ -18,7 +18,8 @@ from sim_runs import Active
 TREE, JOB = "ties", "it's a user/job $(1); *"
 ID = JobId(TREE, JOB)
 RETRY = SimpleNamespace(first=5.0, maximum=60.0, give_up_after=1e9)
-ON = {"pull": [f"{WEB}:{PENDING}"], "submit": [f"{MIRROR}:{PENDING}"], "report": [f"{MIRROR}:{SUBMITTED}"], "poll": [f"{MIRROR}:{SUBMITTED}"],
+ON = {"pull": [f"{WEB}:{PENDING}"], "submit": [f"{MIRROR}:{PENDING}"], "report": [f"{MIRROR}:{SUBMITTED}"],
+      "poll": [f"{MIRROR}:{SUBMITTED}"],
       "fetch": [f"{COMPUTE}:{DONE}", f"{COMPUTE}:{FAILED}"], "push": [f"{MIRROR}:{DONE}", f"{MIRROR}:{FAILED}"],
       "mail": [f"{MIRROR}:{DONE}", f"{MIRROR}:{FAILED}"], "cancel": [f"{WEB}:{CANCEL}", f"{MIRROR}:{CANCEL}"]}  # fmt: skip
 RULES = {name: SimpleNamespace(name=name, on=on, after=["push"] if name == "mail" else [], retry=RETRY) for name, on in ON.items()}
@@ -110,13 +111,14 @@ class Daemon:
             self.jobs.update(job, new)
 
     def perform(self, step):
-        job = self.jobs.get(ID)
-        self.write(steps.perform(job, step, self.new_token), self.job_rests if step.what == "close" else self.changed)
+        job, before = self.jobs.get(ID), self.listing()
+        then = (lambda new: self.job_rests(before)) if step.what == "close" else self.changed
+        self.write(steps.perform(job, step, self.new_token), then)
 
-    def job_rests(self, new):
-        """Forget the job; it is looked at again when something in its directory has changed, or after a crash."""
+    def job_rests(self, before):
+        """Forget the job; it is looked at again when its directory is not as it was, or after a crash."""
         self.jobs.drop(ID)
-        self.at_rest = self.listing()
+        self.at_rest = before
 
     def listing(self):
         return {name: ns_of(self.here / name) for name in os.listdir(self.here)} if self.here.exists() else {}
@@ -132,7 +134,7 @@ class Daemon:
         self.write(plan, lambda new: self.changed(new) or self.begin(start, run_id))
 
     def begin(self, start, run_id):
-        line = Dispatch._line(SimpleNamespace(rules=RULES), self.jobs.get(ID), start, run_id)
+        line = Dispatch.line(SimpleNamespace(rules=RULES), self.jobs.get(ID), start, run_id)
         run = self.dirs.prepare(run_id, start.rule, start.host, "0", [line], 60.0, "")
         with open(run.path("jobs"), encoding="utf-8") as file:
             active = Active(run, sim_hooks.steps(self, start.rule, line, file.read()))
@@ -149,7 +151,8 @@ class Daemon:
             job.hear(**outcomes.web_hints(rule.name, outcome.fields))
             if rule.name == "poll" and told["token"] == taken.record.token:
                 job.polled, job.compute = self.now, outcome.fields.get("seen") or job.compute
-        self.write(steps.save(job, taken.record) if taken.record != job.record else _nothing(job.record), lambda new: self.release(active, new))
+        plan = steps.save(job, taken.record) if taken.record != job.record else _nothing(job.record)
+        self.write(plan, lambda new: self.release(active, new))
 
     def release(self, active, new):
         self.changed(new)

@@ -174,7 +174,8 @@ class System(Daemon, Hooks):
         for active in self.active:
             if may("kills") and isinstance(active.op, Call) and active.op.stopped:
                 yield "kills", f"AGENT of {active.run.rule} is killed", lambda a=active: self.kill_agent(a)
-            if may("giveups") and not active.ended and active.run.rule in ("pull", "submit", "fetch", "push") and active.op.label != "settle":
+            settled = active.ended or active.op.label == "settle"
+            if may("giveups") and not settled and active.run.rule in ("pull", "submit", "fetch", "push"):
                 yield "giveups", f"{active.run.rule} gives up", lambda a=active: self.give_up(a)
 
     def kill_agent(self, active):

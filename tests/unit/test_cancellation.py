@@ -9,7 +9,7 @@ from watchties.relays import Link
 def engine():
     """Return an Engine with nothing to do."""
     made = Engine.__new__(Engine)
-    made.dirty, made.ended, made.clock = {}, [], lambda: 0.0
+    made.dirty, made.ended, made.clock, made.halted = {}, [], lambda: 0.0, False
     made.kick, made._wakes = asyncio.Event(), [(1000.0, "job")]
     made.one_pass = lambda: asyncio.sleep(0)
     return made

@@ -36,7 +36,8 @@ def run(site, body, jobs=("ann/e1",), **env):
 
 
 def test_what_a_hook_says_of_each_job_stands_in_the_results_file(site):
-    ended = run(site, "a, b, c = run.jobs\nrun.done(a, id=7)\nrun.retry(b, 'not\\nyet', asked=1)\nrun.failed(c, 'no', cause='rejected')", ["a/1", "a/2", "a/3"])
+    body = "a, b, c = run.jobs\nrun.done(a, id=7)\nrun.retry(b, 'not\\nyet', asked=1)\nrun.failed(c, 'no', cause='rejected')"
+    ended = run(site, body, ["a/1", "a/2", "a/3"])
     assert ended.code == 0
     assert ended.rows == [
         {"tree": "ties", "job": "a/1", "outcome": "done", "reason": "", "fields": {"id": 7}},
@@ -47,7 +48,8 @@ def test_what_a_hook_says_of_each_job_stands_in_the_results_file(site):
 
 def test_the_run_knows_what_the_environment_tells(site):
     site.config["rule"] = [{"name": "special", "timeout": 7.0}]
-    ended = run(site, "j = run.jobs[0]\nrun.done(j, all=[run.rule, run.host, run.timeout, run.grace, j.dir, j.id, run.config['home']])", rule="special", host="b01")
+    body = "j = run.jobs[0]\nrun.done(j, all=[run.rule, run.host, run.timeout, run.grace, j.dir, j.id, run.config['home']])"
+    ended = run(site, body, rule="special", host="b01")
     assert ended.fields("ann/e1")["all"] == ["special", "b01", 7.0, 60.0, str(site.mirror / "ann/e1"), "ties:ann/e1", str(site.home)]
 
 
@@ -84,7 +86,7 @@ def test_details_of_a_command_that_failed_come_before_the_reason(site):
 def test_a_host_that_is_down_costs_unsettled_jobs_nothing(site):
     ended = run(site, "run.done(run.jobs[0])\nraise errors.Unreachable('host b01 did not answer')", ["a/1", "a/2"])
     assert ended.code == 75 and ended.outcome("a/1") == "done"
-    assert ended.row("a/2") == {"tree": "ties", "job": "a/2", "outcome": "retry", "reason": "host b01 did not answer", "fields": {"host_down": True}}
+    assert (ended.outcome("a/2"), ended.reason("a/2"), ended.fields("a/2")) == ("retry", "host b01 did not answer", {"host_down": True})
 
 
 def test_what_is_settled_counts_though_the_hook_is_killed(site):
@@ -98,7 +100,8 @@ def test_not_carried_is_given_up_after_a_few_times(site):
     assert ended.outcome("ann/e1") == "retry" and ended.fields("ann/e1") == {"not_carried": 1}
     last = site.job("ann/e1", fields={"not_carried": 4})
     ended = site.run_hook("own", [last], hooks=site.base / "hooks")
-    assert ended.outcome("ann/e1") == "failed" and "Permission denied" in ended.reason("ann/e1") and ended.fields("ann/e1")["cause"] == "infrastructure"
+    assert (ended.outcome("ann/e1"), ended.fields("ann/e1")) == ("failed", {"cause": "infrastructure"})
+    assert "Permission denied" in ended.reason("ann/e1")
 
 
 def test_a_full_disk_is_never_given_up(site):
@@ -127,7 +130,8 @@ def test_started_by_hand_it_says_what_to_do():
 
 def test_streams_and_exit_code_come_back_whole():
     data = os.urandom(3_000_000)
-    assert shell.run(["sh", "-c", "cat; echo e >&2; exit 255"], timeout=20, stdin=data) == (255, data.decode("utf-8", "surrogateescape"), "e\n")
+    whole = data.decode("utf-8", "surrogateescape")
+    assert shell.run(["sh", "-c", "cat; echo e >&2; exit 255"], timeout=20, stdin=data) == (255, whole, "e\n")
 
 
 def test_odd_bytes_travel_by_input():
@@ -153,10 +157,12 @@ def test_killed_by_a_signal_is_128_and_the_signal():
 
 
 def test_a_command_starts_without_a_tenth_of_a_second_of_waiting():
-    begin = time.monotonic()
-    for _ in range(20):
+    def seconds():
+        begin = time.monotonic()
         shell.run(["true"], timeout=20)
-    assert time.monotonic() - begin < 1.0  # `sh` with its own _timeout takes 2.1
+        return time.monotonic() - begin
+
+    assert min(seconds() for _ in range(20)) < 0.08  # `sh` with its own _timeout never takes less than 0.1
 
 
 def test_a_time_limit_stops_the_command(tmp_path):

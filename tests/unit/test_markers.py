@@ -69,7 +69,9 @@ def test_no_directory(tmp_path):
         assert not markers.look(path).exists
 
 
-@pytest.mark.parametrize("junk", [b"", b"\0" * 100, b"\xff\xfe=x\n", b"token", b"TOKEN=t1\n", b"x" * 200_000, b"\n" * 70_000 + b"token=t1\n"])
+@pytest.mark.parametrize(
+    "junk", [b"", b"\0" * 100, b"\xff\xfe=x\n", b"token", b"TOKEN=t1\n", b"x" * 200_000, b"\n" * 70_000 + b"token=t1\n"]
+)
 def test_junk_in_a_marker_has_no_token(tmp_path, junk):
     (tmp_path / DONE).write_bytes(junk)
     assert markers.look(tmp_path).markers[DONE].token == ""

@@ -23,8 +23,8 @@ def take_in(rec, rule, outcome, now=1000.0, **told):
 
 @pytest.mark.parametrize(
     "rule, outcome",
-    [("submit", Outcome("done", "", {"id": "7"})), ("submit", Outcome("failed", "no queue", {"cause": "rejected"})), ("submit", Outcome("retry", "full")),
-     ("fetch", Outcome("done", "", {"state": DONE})), ("fetch", Outcome("failed", "disk")), ("poll", Outcome("retry", "x")),
+    [("submit", Outcome("done", "", {"id": "7"})), ("submit", Outcome("failed", "no queue", {"cause": "rejected"})),
+     ("submit", Outcome("retry", "full")), ("fetch", Outcome("done", "", {"state": DONE})), ("fetch", Outcome("failed", "disk")), ("poll", Outcome("retry", "x")),
      ("report", Outcome("done")), ("mail", Outcome("failed", "x"))],
 )  # fmt: skip
 def test_what_is_said_of_the_overtaken_attempt_is_not_taken_for_the_next(rule, outcome):

@@ -20,7 +20,8 @@ from simulation import System, Violation  # noqa: E402
 
 STEPS, END = 400, 600  # of a life while the environment interferes, and after that
 PATIENT = ("time passes", "daemon: starts poll")
-RATES = (3, 12, 12, 40, 40)  # one step in so many is the environment's: a life has some 80
+RATES = (3, 12, 40)  # one step in so many is the environment's: a life has some 80
+FOCI = ("pull(", "submit(", "b1: wrapper", "b1: job", "report(", "fetch(", "push(", "cancel(", "daemon: take", "daemon: publish", "no")
 
 SCENARIOS = {  # those of the protocol's model, then what it does not model
     "edit": dict(edits=1),
@@ -57,10 +58,11 @@ def explore(rng, budget, script=AGENT):
 
 
 def live(system, rng):
-    rate = one_of(rng, RATES)
+    rate, focus = one_of(rng, RATES), one_of(rng, FOCI)
     for _ in range(STEPS):
         own, others = system.own_actions(), list(system.environment())
-        if others and (not own or rng.randrange(rate) == rate - 1):
+        near = bool(system.trace) and system.trace[-1].startswith(focus)  # here it has something to do more often
+        if others and (not own or rng.randrange(3 if near else rate) == 0):
             kinds = sorted({spend for spend, _, _ in others})
             kind = kinds[rng.randrange(len(kinds))]
             spend, label, action = one_of(rng, [o for o in others if o[0] == kind])

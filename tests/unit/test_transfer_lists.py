@@ -63,8 +63,9 @@ def test_walk_refuses_a_job_that_is_a_link(tmp_path):
 
 
 def test_changed_and_made():
-    before = {"same": Entry(1, 5), "touched": Entry(1, 5), "gone": Entry(1, 5), "d": Entry(DIRECTORY), "gone-d": Entry(DIRECTORY), "l": Entry(LINK, 0, "a")}
-    now = {"same": Entry(1, 5), "touched": Entry(1, 6), "d": Entry(DIRECTORY), "l": Entry(LINK, 0, "b"), "new": Entry(0, 1), "mirror only": Entry(0, 1)}
+    both = {"same": Entry(1, 5), "d": Entry(DIRECTORY)}
+    before = both | {"touched": Entry(1, 5), "gone": Entry(1, 5), "gone-d": Entry(DIRECTORY), "l": Entry(LINK, 0, "a")}
+    now = both | {"touched": Entry(1, 6), "l": Entry(LINK, 0, "b"), "new": Entry(0, 1), "mirror only": Entry(0, 1)}
     assert manifest.changed(before, now) == {"touched", "gone", "l"}
     assert list(manifest.made(before, now, {"same", "touched", "d", "l", "new", "not here"})) == ["l", "new", "touched"]
     assert manifest.changed({"d": Entry(DIRECTORY)}, {"d": Entry(3, 3)}) == {"d"}
@@ -148,7 +149,8 @@ def test_a_line_to_the_agent_is_one_line_without_empty_fields(fields):
 
 
 def test_what_is_internal_does_not_reach_the_marker():
-    job = Job("t", "a/b", "", marker="DONE", attempt=2, token="tok", host="b01", fields={"asked": 1, "exit": "0", "spare": "/x", "state": "x", "own": "y"})
+    fields = {"asked": 1, "exit": "0", "spare": "/x", "state": "x", "own": "y"}
+    job = Job("t", "a/b", "", marker="DONE", attempt=2, token="tok", host="b01", fields=fields)
     assert webstate.content(job) == {"state": "DONE", "attempt": 2, "token": "tok", "host": "b01", "exit": "0", "own": "y"}
 
 
