@@ -85,10 +85,10 @@ class Daemon:
         self._engine = self._spawn(self.engine.run())
         for name in self.watches:
             self._rescan(name)
-        for name, link in self.links.items():
+        for link in self.links.values():
             self._spawn(link.run())
-            for kind in masters.KINDS if link.far.ssh else ():
-                self._spawn(masters.keep(link.far, kind, lambda text, host=name: self._host_problem(host, text)))
+            if link.masters:
+                self._spawn(link.masters.run())
         self._spawn(self._reconcile())
         self._spawn(self._glance())
         self._spawn(self._notices.run())
@@ -198,7 +198,8 @@ class Daemon:
         listener = Listener(
             self._announced, self._listed, self._host_up, self.engine.host_is, self.teller.refuse_name, self._host_problem
         )
-        return Link(far, host.role, self._trees_of(name), host.trigger, host.poll, every, listener)
+        shared = masters.Masters(far, lambda text: self._host_problem(name, text)) if far.ssh else None
+        return Link(far, host.role, self._trees_of(name), host.trigger, host.poll, every, listener, shared)
 
     def _announced(self, said):
         job = JobId(said.tree, said.job)

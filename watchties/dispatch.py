@@ -121,7 +121,7 @@ class Dispatch:
     def line(self, job, start, run_id):
         """Return what the hook is told of a job."""
         rec, request = job.record, start.request
-        old = rec.old if rec.old and start.attempt == rec.old.token else None
+        old = rec.old if rec.old and start.attempt == rec.old.token != rec.token else None
         place = next((on.split(":")[0] for on in self.rules[start.rule].on), MIRROR)
         return {
             "tree": job.id.tree,

@@ -37,24 +37,55 @@ def directory(state, hosts):
     return where
 
 
-async def keep(far, kind, problem):
-    """Hold one shared connection until cancelled; problem(text) is told when it cannot be had."""
-    failures, loop = 0, asyncio.get_running_loop()
-    while True:
-        began = loop.time()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(ssh.control_path(far, kind).replace("%%", "%"))  # what a daemon that was killed has left
-        process = await asyncio.create_subprocess_exec(
-            *ssh.master(far, kind), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
-        )
+class Masters:
+    """The two shared connections of one host. problem(text) is told when one cannot be had."""
+
+    def __init__(self, far, problem):
+        self.far, self.problem, self._processes = far, problem, {}
+
+    async def run(self):
+        """Hold both until cancelled."""
+        await asyncio.gather(*(self._keep(kind) for kind in KINDS))
+
+    def renew(self):
+        """End both, to be opened again: after an outage a connection that survived may stall for minutes in TCP's backoff."""
+        for process in self._processes.values():
+            if process.returncode is None:
+                process.terminate()
+
+    async def _keep(self, kind):
+        failures, loop = 0, asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            await self._end_former(kind)
+            said = await self._hold(kind)
+            failures = 0 if loop.time() - began > SELDOM else failures + 1
+            if failures == 1 and said:
+                self.problem(f"the shared connection ({kind}) ended: {said[-1]}")
+            await asyncio.sleep(backoff(failures, AGAIN, SELDOM))
+
+    async def _hold(self, kind):
+        """Open one connection and wait for its end; return what ssh said, as lines."""
+        process = self._processes[kind] = await _ssh(ssh.master(self.far, kind))
         try:
             said = (await process.stderr.read(4096)).decode("utf-8", "replace").strip().splitlines()
             await process.wait()
+            return said
         finally:
             if process.returncode is None:
                 process.terminate()
                 await process.wait()
-        failures = 0 if loop.time() - began > SELDOM else failures + 1
-        if failures == 1 and said:
-            problem(f"the shared connection ({kind}) ended: {said[-1]}")
-        await asyncio.sleep(backoff(failures, AGAIN, SELDOM))
+
+    async def _end_former(self, kind):
+        """End the connection that a daemon which was killed has left: nobody else would."""
+        path = ssh.control_path(self.far, kind).replace("%%", "%")
+        if os.path.lexists(path):
+            process = await _ssh(ssh.end_master(self.far, kind))
+            await process.wait()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+async def _ssh(argv):
+    null, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(*argv, stdin=null, stdout=null, stderr=pipe)

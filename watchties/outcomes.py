@@ -12,6 +12,7 @@ from watchties.model import FAILED, PENDING, SUBMITTED, WEB, Request
 from watchties.record import GAVE_UP
 
 DAY = 86400.0
+TOLD_AT = 6  # tries of a rule for a job until the administrator hears of it
 BEFORE_DONE = ("pull", "submit", "fetch")  # giving up in one of these makes the job FAILED
 
 
@@ -77,7 +78,9 @@ def failed(rec, rule, told, outcome, now, new_token, reconcile):
     final = outcome.outcome == "failed" or now - before.get("first", now) > rule.retry.give_up_after
     if not final or rule.name in ("poll", "cancel"):
         delay = backoff(before.get("count", 0), rule.retry.first, rule.retry.maximum)
-        return Taken(record.put_off(rec, rule.name, now, delay, outcome.reason, outcome.fields))
+        rec = record.put_off(rec, rule.name, now, delay, outcome.reason, outcome.fields)
+        often = rec.tries[rule.name]["count"] == TOLD_AT and rule.name != "poll"
+        return Taken(rec, f"{rule.name} has failed {TOLD_AT} times and is tried again: {outcome.reason}" if often else "")
     if rule.name in BEFORE_DONE:
         return give_up_before_done(rec, rule, told, outcome, now, new_token)
     delay = min(DAY, max(reconcile, reconcile * 2 ** min(20, before.get("count", 0))))

@@ -59,6 +59,7 @@ class Link:
     poll: float
     heartbeat: float
     listener: Listener
+    masters: object = None
     breaker: Breaker = field(default_factory=Breaker)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _process: object = None
@@ -77,6 +78,8 @@ class Link:
         """Take note that a hook could not reach the host: probe now and with backoff, until it answers."""
         if self.breaker.failed(reason, time.time()):
             self.listener.down(self.far.name, reason)
+            if self.masters:
+                self.masters.renew()
         self._wake.set()
         if self._process and self._process.returncode is None:
             self._process.stdin.close()  # a relay that is cut off must be started anew, and lists all that waits
@@ -156,8 +159,10 @@ class Link:
         errors = asyncio.create_task(self._process.stderr.read(4096))
         try:
             await self._read(nonce)
-        except (TimeoutError, ValueError) as error:
-            self.listener.problem(self.far.name, f"the relay fell silent or spoke nonsense ({error})")
+        except TimeoutError:
+            self.failed(f"host {self.far.name}: its relay fell silent")  # before any job finds out the slow way
+        except ValueError as error:
+            self.listener.problem(self.far.name, f"the relay spoke nonsense ({error})")
         finally:
             beats.cancel()
             await self._end_relay()

@@ -9,7 +9,9 @@ memory is read once. And it closes inherited descriptors, while the lock of the 
 so that an orphaned rsync keeps its jobs busy until it ends.
 """
 
+import contextlib
 import os
+import signal
 import threading
 from typing import NamedTuple
 
@@ -37,17 +39,20 @@ def run(argv, *, timeout, stdin=None, cwd=None, env=None):
     text or bytes, None for nothing. A command that is not there raises WatchtiesError, naming what to install.
     """
     with _memory(stdin) as given, _memory() as out, _memory() as err:
-        process = _start(argv, _in=given, _out=out, _err=err, **({"_cwd": cwd} if cwd else {}), **({"_env": env} if env else {}))
-        late = threading.Event()
-        timer = threading.Timer(timeout, lambda: (late.set(), _kill(process, process.kill)))
-        timer.start()
+        late, timer, process = threading.Event(), None, None
         try:
+            with _undisturbed():
+                process = _start(argv, _in=given, _out=out, _err=err, **({"_cwd": cwd} if cwd else {}), **({"_env": env} if env else {}))
+            timer = threading.Timer(timeout, lambda: (late.set(), _kill(process, process.kill)))
+            timer.start()
             code = _wait(process)
         except BaseException:  # SIGTERM among them: stop, with the child
-            _kill(process, process.terminate)
+            if process:
+                _kill(process, process.terminate)
             raise
         finally:
-            timer.cancel()
+            if timer:
+                timer.cancel()
         result = Result(code, _text(out), _text(err))
     if late.is_set():
         raise CommandFailed(argv, result.code, result.out, result.err, f"not done after {timeout:g} s, stopped", transient=True)
@@ -90,6 +95,26 @@ def _start(argv, **how):
     except (sh.ForkException, BlockingIOError) as error:
         said = (str(error).strip().splitlines() or ["no process to be had"])[-1]
         raise CommandFailed(argv[:1], 255, "", said, "could not be started", transient=True) from None
+
+
+@contextlib.contextmanager
+def _undisturbed():
+    """Put SIGTERM off until a child that is being started is known, and can be stopped too.
+
+    Not by a signal mask: the child would inherit it.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = []
+    signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    if came:
+        handler(signal.SIGTERM, None)
 
 
 def _wait(process):

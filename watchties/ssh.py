@@ -80,6 +80,11 @@ def master(far, kind):
     return ["ssh", "-T", *shared, *far.options, *_words(kind), "--", far.ssh]
 
 
+def end_master(far, kind):
+    """Return the argument vector that ends a shared connection, whoever has opened it."""
+    return ["ssh", "-O", "exit", "-o", f"ControlPath={control_path(far, kind)}", *far.options, "--", far.ssh]
+
+
 def control_path(far, kind):
     """Return the socket of a shared connection. In ControlPath % begins a token, so it is doubled."""
     return f"{far.control}.{kind}".replace("%", "%%")

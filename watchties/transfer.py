@@ -13,7 +13,7 @@ import shlex
 import tempfile
 from dataclasses import dataclass
 
-from watchties import manifest, shell, ssh
+from watchties import errors, manifest, shell, ssh
 from watchties.errors import CommandFailed, NotNow, Unreachable
 from watchties.model import MARKERS, RECORD_DIR, depth, printable
 
@@ -73,6 +73,8 @@ class RsyncFailed(CommandFailed):
         self.route, self.no_space = route, bool(NO_SPACE.search(result.err))
         why = "a disk is full" if self.no_space else why
         super().__init__(argv, result.code, result.out, result.err, why, transient=self.no_space or self.kind in (AGAIN, RESOURCES))
+        if self.kind == PERMANENT:
+            self.exit_code = errors.AGAIN  # not to be repeated at once; but the jobs wait until an administrator has mended it
 
     def reason(self):
         """Return one line: what failed, how, and the first files or causes that rsync named."""

@@ -14,7 +14,8 @@ from watchties.model import MARKERS
 
 NAMES = [
     "ann b/Exp 1", "ann b/ two  blanks ", "o'neil/it's \"quoted\"", "$(touch pwned)/`touch pwned`", "a;touch pwned/b|c&d>e<f",
-    "Jürgen/Größe ±½", "ju\u0308rgen/gro\u0308\u00dfe", "李雷/实验 一", "😀/👩‍🔬", "#x/#y", "~root/~", "{a,b}/*", "*/?[a-z]", "back\\slash/\\n\\t\\",
+    "Jürgen/Größe ±½", "ju\u0308rgen/gro\u0308\u00dfe", "李雷/实验 一", "😀/👩‍🔬", "#x/#y", "~root/~", "{a,b}/*", "*/?[a-z]",
+    "back\\slash/\\n\\t\\",
     "a:b/c::d", "user@host/%41%s%n", "=x/!!", "DONE/PENDING", "x" * 64 + "/" + "ü" * 127, "${HOME}/$1",
 ]  # fmt: skip
 
@@ -28,7 +29,8 @@ for name in os.listdir("in put"):
     open("out of " + name, "wb").write(data[::-1])
 os.makedirs("plots/deep/er/empty")
 os.makedirs("empty")
-for name in "DONE", "PENDING", ".watchties", "#hash", "-dash", "new\nline", "*", "a:b", "$(touch pwned)", "tab\t", ".hidden", b"\xff\xfe", "Öl":
+odd = "DONE", "PENDING", ".watchties", "#hash", "-dash", "new\nline", "*", "a:b", "$(touch pwned)", "tab\t", ".hidden", b"\xff\xfe", "Öl"
+for name in odd:
     open(os.path.join(b"plots/deep", name.encode() if isinstance(name, str) else name), "wb").write(os.urandom(3000))
 open("plots/big", "wb").write(os.urandom(3_000_000))
 open("plots/nothing", "wb").close()
@@ -111,7 +113,8 @@ def test_a_command_that_may_be_executed_is_and_finds_the_group_s_programs(tmp_pa
         tool.write_text("#!/bin/sh\necho fitted in $COMPTIES_HOME\n")
         tool.chmod(0o755)
         site.drop("ann/plain", command="fit-ties\npwd\n")
-        site.drop("ann/python", command="#!/usr/bin/env python3\nimport os; print(sorted(k for k in os.environ if k.startswith(('WT_', 'WATCHT'))))\n")
+        ours = "#!/usr/bin/env python3\nimport os; print(sorted(key for key in os.environ if key.startswith(('WT_', 'WATCHT'))))\n"
+        site.drop("ann/python", command=ours)
         (site.web / "ann/python/command").chmod(0o755)
         site.wait_state("ann/plain", "DONE")
         site.wait_state("ann/python", "DONE")

@@ -1,14 +1,15 @@
 """Requeue and cancel with the real daemon: exactly once more, with what the user edited last; stopped within seconds, and proven."""
 
 import os
+import random
 import time
 from pathlib import Path
 
 import pytest
 from site_kit import Site
 
-HOLD = "echo run >> runs.log; echo $$ >> pids; while [ ! -e go ]; do sleep 0.05; done; cat in.txt > out.txt\n"
-CHILDREN = "echo run >> runs.log; sleep 1000 & echo $! >> pids; setsid -f sleep 1001; (trap '' TERM; echo $$ >> pids; sleep 1002; sleep 1003)\n"
+HOLD = "echo run >> runs.log; while [ ! -e go ]; do sleep 0.05; done; cat in.txt > out.txt\n"
+CHILDREN = "echo run >> runs.log; sleep 1000 & setsid -f sleep 1001; (trap '' TERM; sleep 1002; sleep 1003)\n"
 
 
 @pytest.fixture
@@ -35,7 +36,8 @@ def running(site, job, times=1):
 
 def end(site, job, state="DONE", attempt=1):
     """Wait for the end of an attempt, on the web host and altogether; return the marker's fields."""
-    site.wait(lambda: site.marker(job)[0] == state and site.marker(job)[1]["attempt"] == str(attempt), 30, f"{job} {state}, attempt {attempt}")
+    wanted = state, str(attempt)
+    site.wait(lambda: (site.marker(job)[0], site.marker(job)[1].get("attempt")) == wanted, 30, f"{job} {state}, attempt {attempt}")
     site.wait(site.quiet, 20, "quiet")
     return site.marker(job)[1]
 
@@ -135,6 +137,34 @@ def test_pending_while_it_runs_stops_the_attempt_and_runs_once_more(site):
     end(site, job, attempt=2)
     assert site.runs(job) == 2 and (site.web / job / "out.txt").read_text() == "the second\n"
     assert not alive(site, job) and len(site.letters()) == 1
+
+
+def test_touches_at_any_moment_are_all_answered_with_the_last_edit(tmp_path):
+    seed = random.SystemRandom().randrange(1 << 32)
+    print("seed", seed)
+    draw, jobs = random.Random(seed), [f"u{n % 3}/e{n}" for n in range(12)]
+
+    def change(text):  # so that what no event tells is found by nobody
+        return text.replace("[host.b01]", '[host.b01]\npoll = "1h"')
+
+    def ended(job):
+        return site.marker(job)[0] == "DONE" and (site.web / job / "out.txt").read_text() == f"last of {job}\n"
+
+    with Site(tmp_path, daemon='reconcile = "1h"', change=change) as site:
+        for job in jobs:
+            site.drop(job, command="echo run >> runs.log; cat in.txt > out.txt\n")
+        for n in range(200):
+            job = draw.choice(jobs)
+            (site.web / job / "in.txt").write_text(f"edit {n}\n")
+            site.touch(job, "CANCEL" if draw.random() < 0.1 else "PENDING")
+            if draw.random() < 0.1 and (site.mirror / job).exists():
+                site.touch(job, tree=site.mirror)
+            time.sleep(draw.uniform(0, 0.05))
+        for job in jobs:
+            (site.web / job / "in.txt").write_text(f"last of {job}\n")
+            site.touch(job)
+        site.wait(lambda: all(map(ended, jobs)) and site.quiet(), 60, f"all DONE, seed {seed}")
+        assert all(site.runs(job) <= site.record(job).attempt for job in jobs)
 
 
 # ---- cancel ----

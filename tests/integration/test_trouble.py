@@ -1,10 +1,8 @@
-"""Trouble with the real daemon: full disks, hosts and mail servers that are down, hooks that misbehave. Nothing is lost, it goes on by itself."""
+"""Trouble with the real daemon: hosts and mail servers that are down, killed relays and jobs, signals. It goes on by itself."""
 
-import contextlib
 import os
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,129 +10,7 @@ import pytest
 from aiosmtpd.controller import Controller
 from helpers import free_port, put
 from site_kit import Site
-
-HOLD = "echo run >> runs.log; while [ ! -e go ]; do sleep 0.05; done; cat in.txt > out.txt\n"
-QUICK = 'retry = { first = "1s", maximum = "2s" }\n'
-
-
-def quick(*rules):
-    """Return an edit of the rules, after which these try again soon."""
-    return lambda text: "".join(
-        line + (QUICK if line.strip() in {f'name = "{rule}"' for rule in rules} else "") for line in text.splitlines(keepends=True)
-    )
-
-
-def seldom(text):
-    """Change the configuration so that no poll finds what an event should have told."""
-    return text.replace("[host.b01]", '[host.b01]\npoll = "10m"')
-
-
-def floor(size):
-    """Return a change of the configuration to this disk_floor."""
-    return lambda text: text.replace('disk_floor = "1MB"', f'disk_floor = "{size}"')
-
-
-def end(site, job, state="DONE", seconds=40):
-    fields = site.wait_state(job, state, seconds)
-    site.wait(site.quiet, 30, "quiet")
-    return fields
-
-
-def waits_for(site, job, *words, seconds=20):
-    """Wait until `status` says that a job waits, in these words."""
-    said = lambda: site.watchties("status", job, check=False).stdout  # noqa: E731
-    site.wait(lambda: all(word in said() for word in words), seconds, f"status {job} says {words}: {said()}")
-
-
-def notice(site, words):
-    """Return whether the administrator was told, in these words."""
-    return any(words in path.read_text() for path in site.mail.glob("notice*"))
-
-
-# ---- disks ----
-
-
-@contextlib.contextmanager
-def mounted(where, size):
-    """Mount a small disk on a directory."""
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size},mode=700", "tmpfs", str(where)]
-    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("only root may mount a small disk here")
-    try:
-        yield where
-    finally:
-        subprocess.run(["umount", "-l", str(where)], check=True)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 24 MB where the mirror will be."""
-    (tmp_path / "v11").mkdir()
-    with mounted(tmp_path / "v11", "24m") as where:
-        yield where
-
-
-def fill(path):
-    """Write a file until not a byte more goes on its disk."""
-    with open(path, "wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"x" * 4096)
-        except OSError:
-            pass
-
-
-def test_a_full_mirror_is_said_and_jobs_go_on_by_themselves(small_disk, tmp_path):
-    with Site(tmp_path, edit=quick("pull", "fetch", "push", "submit"), change=floor("1B")) as site:
-        site.drop("ann/before", command=HOLD + "head -c 6000000 /dev/zero > big.out\n")
-        site.wait(lambda: site.runs("ann/before") == 1, 20, "it runs")
-        put(small_disk / "ballast", b"x" * 20_000_000)
-        fill(small_disk / "more")
-        site.drop("eve/nothing")
-        waits_for(site, "eve/nothing", "No space left")
-        assert site.marker("eve/nothing")[0] == "PENDING"
-        (small_disk / "more").unlink()
-        site.wait_state("eve/nothing", "DONE", 40)
-        site.drop("bob/large", files={"data": "x" * 6_000_000})
-        put(site.compute / "ann/before/go")
-        waits_for(site, "ann/before", "a disk is full")
-        waits_for(site, "bob/large", "a disk is full")
-        (small_disk / "ballast").unlink()
-        for job in "ann/before", "bob/large", "eve/nothing":
-            site.wait_state(job, "DONE", 40)
-        site.wait(site.quiet, 30, "quiet")
-        assert [site.runs(job) for job in ("ann/before", "bob/large", "eve/nothing")] == [1, 1, 1]
-        assert (site.web / "ann/before/big.out").stat().st_size == 6_000_000
-
-
-def test_below_the_disk_floor_nothing_is_brought_and_the_administrator_knows(small_disk, tmp_path):
-    with Site(tmp_path, change=floor("10MB")) as site:
-        put(small_disk / "ballast", b"x" * 20_000_000)
-        site.wait(lambda: "takes nothing more" in (site.base / "daemon.out").read_text(), 10, "the floor is seen")
-        site.drop("ann/e1")
-        waits_for(site, "ann/e1", "disk_floor")
-        assert not (site.mirror / "ann/e1/in.txt").exists()
-        (small_disk / "ballast").unlink()
-        end(site, "ann/e1")
-
-
-def test_a_full_disk_below_the_state_directory_delays_and_loses_nothing(tmp_path):
-    (tmp_path / "state").mkdir(mode=0o700)
-    with mounted(tmp_path / "state", "8m"), Site(tmp_path) as site:
-        site.drop("ann/before", command=HOLD)
-        site.wait(lambda: site.runs("ann/before") == 1, 20, "it runs")
-        fill(tmp_path / "state/ballast")
-        put(site.compute / "ann/before/go")
-        site.drop("ann/e1")
-        site.wait(lambda: "state directory cannot be written" in (site.base / "daemon.out").read_text(), 20, "it is said")
-        time.sleep(1)
-        assert site.process.poll() is None
-        (tmp_path / "state/ballast").unlink()
-        for job in "ann/before", "ann/e1":
-            site.wait_state(job, "DONE", 40)
-        site.wait(site.quiet, 30, "quiet")
-        assert site.runs("ann/before") == site.runs("ann/e1") == 1
-
+from trouble_kit import HOLD, end, quick, seldom, waits_for
 
 # ---- hosts ----
 

@@ -123,13 +123,15 @@ def test_a_hook_that_crashes_or_hangs_is_given_up_and_holds_up_nothing_else(tmp_
         site.drop("ann/e1")
         site.wait_state("ann/e1", "DONE", 20)
         site.wait(lambda: len(site.letters()) == 1, 5, "the mail waits for neither")
-        site.wait(lambda: site.record("ann/e1").ended.get("crash@DONE") == "gave up" == site.record("ann/e1").ended.get("hang@DONE"), 30, "given up")
+        how = lambda rule: site.record("ann/e1").ended.get(f"{rule}@DONE")  # noqa: E731
+        site.wait(lambda: how("crash") == how("hang") == "gave up", 30, "given up")
         assert "it broke here" in log_of(site, "crash") and "took longer than 1 s" in log_of(site, "hang")
         for pid in (site.mirror / "ann/e1/pids").read_text().split():
             assert not Path(f"/proc/{pid}").exists() or ") Z " in Path(f"/proc/{pid}/stat").read_text()
         site.drop("bob/e2")
         site.wait_state("bob/e2", "DONE", 20)
-        site.wait(lambda: any("gave up" in path.read_text() for path in site.mail.glob("notice*")) or "gave up" in log_of(site, "daemon"), 10, "told")
+        for name in "crash", "hang":
+            site.wait(lambda name=name: f"ann/e1: {name} gave up" in log_of(site, "daemon"), 10, "it is told")
 
 
 # ---- hooks that are killed ----

@@ -125,6 +125,8 @@ class Daemon:
 
     def start(self, start):
         job, run_id = self.jobs.get(ID), self.dirs.new_id(start.rule)
+        if WEB in decide.touches(RULES[start.rule]):
+            job.look_at_web()
         if start.rule == "pull":
             plan = steps.create(job, record.replace(job.record, pulling=run_id))
         elif start.rule == "submit" and not job.record.contacted:
@@ -148,7 +150,7 @@ class Daemon:
         rule = RULES[active.run.rule]
         taken = outcomes.take_in(job.record, rule, told, outcome, self.now, self.new_token(), 300.0)
         if outcome:
-            job.hear(**outcomes.web_hints(rule.name, outcome.fields))
+            job.seen_by_run(**outcomes.web_hints(rule.name, outcome.fields))
             if rule.name == "poll" and told["token"] == taken.record.token:
                 job.polled, job.compute = self.now, outcome.fields.get("seen") or job.compute
         plan = steps.save(job, taken.record) if taken.record != job.record else _nothing(job.record)
