@@ -1,6 +1,6 @@
 """What the tests of trouble share: a job that waits for a word, quick retries, what `status` says."""
 
-HOLD = "echo run >> runs.log; while [ ! -e go ]; do sleep 0.05; done; cat in.txt > out.txt\n"
+HOLD = "echo run >> runs.log; for _ in $(seq 2000); do [ -e go ] && break; sleep 0.05; done; cat in.txt > out.txt\n"
 QUICK = 'retry = { first = "1s", maximum = "2s" }\n'
 
 

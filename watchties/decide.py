@@ -8,107 +8,13 @@ Start (a run of a hook); after a Step the job is looked at again and decided ane
 two decisions but what stands in the record and in the markers, so a restart is the same thing as a pause.
 """
 
-from dataclasses import dataclass, field
+from watchties.fire import due_rules, others, start
+from watchties.model import CANCEL, COMPUTE, FINAL, MIRROR, PENDING, REQUESTS, SUBMITTED, WEB, Request
+from watchties.record import GAVE_UP
+from watchties.seen import Decision, Start, Step, Wait, accepted_everything, open_cancel, stands, standing_request
 
-from watchties import markers
-from watchties.model import CANCEL, COMPUTE, DONE, FAILED, FINAL, MIRROR, PENDING, REQUESTS, SUBMITTED, WEB, JobId, Request
-from watchties.record import GAVE_UP, Record
-
-# The places that a run of a rule locks for its jobs. mail and notice touch none, so they lock their own name.
-TOUCHES = {
-    "pull": {WEB, MIRROR},
-    "submit": {MIRROR, COMPUTE},
-    "report": {WEB},
-    "poll": {"poll"},
-    "fetch": {COMPUTE, MIRROR},
-    "push": {MIRROR, WEB},
-    "mail": {"mail"},
-    "cancel": {COMPUTE},
-}
 POLL_OLDER = 10  # a job is asked after every `poll`, or every tenth of its age if that is longer
 POLL_SELDOM = 900  # but at least so often, in seconds
-
-
-@dataclass(frozen=True)
-class WebHint:
-    """What the web host was last heard to hold: identities in ns, 0 for nothing."""
-
-    pending: int = 0
-    cancel: int = 0
-    taken: bool = False
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One job as seen now. compute: "", DONE, FAILED or lost, for the current token. busy: places locked by runs.
-    polled: when the scheduler was last asked, in seconds."""
-
-    id: JobId
-    record: Record
-    mirror: markers.Standing
-    web: WebHint = WebHint()
-    compute: str = ""
-    busy: frozenset = frozenset()
-    polled: float = 0.0
-
-
-@dataclass(frozen=True)
-class World:
-    """What a decision depends on beside the job. tree, rules: from the configuration. down: host -> why.
-    blocked: why nothing may be brought into the mirror (a full disk), or ""; poll: host -> seconds."""
-
-    tree: object
-    rules: dict
-    now: float
-    down: dict = field(default_factory=dict)
-    blocked: str = ""
-    poll: dict = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Step:
-    """Something the daemon does itself: restore, accept, cancel, publish, take_off or close."""
-
-    what: str
-    reason: str
-    request: Request | None = None
-    marker: str = ""
-    stop: bool = False
-
-
-@dataclass(frozen=True)
-class Start:
-    """A run of a rule's hook that may begin now, on a host. `attempt`: the token that it is for."""
-
-    rule: str
-    host: str
-    reason: str
-    attempt: str = ""
-    marker: str = ""
-    request: Request | None = None
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Why something does not begin now; `until`: when to look again, in seconds, 0 if an event will tell."""
-
-    rule: str
-    reason: str
-    until: float = 0.0
-
-
-@dataclass(frozen=True)
-class Decision:
-    step: Step | None = None
-    starts: tuple = ()
-    waits: tuple = ()
-
-    @property
-    def reason(self):
-        """Return one line for people: what happens now, else why nothing does."""
-        if self.step:
-            return self.step.reason
-        return "; ".join(dict.fromkeys(a.reason for a in (*self.starts, *self.waits)))
 
 
 def decide(seen, world):
@@ -149,30 +55,6 @@ def next_step(seen, world):
     if stop and record.has_accepted(stop):
         return Step("take_off", "CANCEL has been accepted", marker=CANCEL)
     return None
-
-
-def stands(seen):
-    """Return whether the mirror shows what the record says, and nothing else."""
-    record, mirror = seen.record, seen.mirror
-    if record.phase == PENDING:
-        return PENDING in mirror.markers and not mirror.states()
-    marker = mirror.markers.get(record.phase)
-    return bool(marker and marker.token == record.token and mirror.states() == (record.phase,))
-
-
-def standing_request(seen, place, name):
-    """Return the PENDING or CANCEL that stands at the web host or in the mirror, or None."""
-    if place == MIRROR:
-        ns = seen.mirror.request_ns(name)
-    else:
-        ns = seen.web.pending if name == PENDING else seen.web.cancel
-    return Request(place, name, ns) if ns else None
-
-
-def open_cancel(seen):
-    """Return the CANCEL that stands and is not accepted yet, the mirror's first, or None."""
-    requests = (standing_request(seen, place, CANCEL) for place in (MIRROR, WEB))
-    return next((r for r in requests if r and not seen.record.has_accepted(r)), None)
 
 
 def cancel_step(seen):
@@ -223,12 +105,6 @@ def may_close(seen, world):
     if record.attempt == 0:
         return not record.pulling
     return record.phase in FINAL and accepted_everything(seen) and all(record.ended_as(r.name) for r in due_rules(seen, world))
-
-
-def accepted_everything(seen):
-    """Return whether each request that stands on the web host is in the record."""
-    requests = (standing_request(seen, WEB, name) for name in REQUESTS)
-    return not seen.web.taken and all(seen.record.has_accepted(r) for r in requests if r)
 
 
 # ---- rules: each yields Start or Wait ----
@@ -369,60 +245,3 @@ def cancel(seen, world):
         yield Wait("cancel", why)
     else:
         yield from start(seen, world, "cancel", record.host, f"CANCEL stands at the {request.place}", request=request)
-
-
-def others(seen, world):
-    """mail, and the rules of a site: after the marker they wait for, and after the rules they name."""
-    record = seen.record
-    for rule in due_rules(seen, world):
-        if rule.name == "push" or record.ended_as(rule.name) not in ("", GAVE_UP):
-            continue  # what has given up is tried again when its time comes; push has its own function
-        missing = [name for name in rule.after if not record.ended_as(name)]
-        if missing:
-            yield Wait(rule.name, f"{rule.name} waits for {', '.join(missing)}")
-        else:
-            yield from start(seen, world, rule.name, host_of(rule, seen, world), f"{record.phase} stands", marker=record.phase)
-
-
-def due_rules(seen, world):
-    """Return push, mail and the site's rules that the present phase fires."""
-    built_in = set(TOUCHES) - {"push", "mail"} | {"notice"}
-    return [r for r in world.rules.values() if r.name not in built_in and fires(r, seen)]
-
-
-def fires(rule, seen):
-    """Return whether one of the rule's PLACE:MARKER stands now."""
-    record = seen.record
-    if not record.phase or not stands(seen):
-        return False
-    shown = {f"{MIRROR}:{record.phase}"}
-    if record.phase == PENDING:
-        shown.add(f"{WEB}:{PENDING}")  # it stands there until SUBMITTED is reported
-    if record.phase in FINAL and record.fields.get("exit") not in (None, ""):
-        shown.add(f"{COMPUTE}:{DONE if str(record.fields['exit']) == '0' else FAILED}")
-    return not shown.isdisjoint(rule.on)
-
-
-def host_of(rule, seen, world):
-    """Return the host whose lane a rule without a fixed one belongs to, "" for the mirror alone."""
-    places = {on.split(":")[0] for on in rule.on}
-    return world.tree.web if WEB in places else seen.record.host if COMPUTE in places else ""
-
-
-def touches(rule):
-    """Return the places a run of the rule locks."""
-    return TOUCHES.get(rule.name) or {on.split(":")[0] for on in rule.on} | {rule.name}
-
-
-def start(seen, world, name, host, reason, *, attempt="", marker="", request=None):
-    """Yield the Start of a rule, or the Wait that stands in its way."""
-    record = seen.record
-    later = record.tries.get(name)
-    if busy := TOUCHES.get(name, touches(world.rules[name])) & seen.busy:
-        yield Wait(name, f"{name} waits: a run is at work at {', '.join(sorted(busy))}")
-    elif later and later["next"] > world.now:
-        yield Wait(name, f"{name} is tried again: {later['reason']}", later["next"])
-    elif host in world.down:
-        yield Wait(name, world.down[host])
-    else:
-        yield Start(name, host, reason, attempt or record.token, marker, request)

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from watchties import decide, record, steps
+from watchties import fire, record, steps
 from watchties.lanes import Lane
 from watchties.model import FINAL, MIRROR, WEB
 from watchties.runs import Ended
@@ -77,8 +77,8 @@ class Dispatch:
         lane.busy.add(slot)
         for job_id, start in begun.items():
             job = self.jobs.get(job_id)
-            job.busy |= dict.fromkeys(decide.touches(self.rules[lane.rule]), run_id)
-            if WEB in decide.touches(self.rules[lane.rule]):
+            job.busy |= dict.fromkeys(fire.touches(self.rules[lane.rule]), run_id)
+            if WEB in fire.touches(self.rules[lane.rule]):
                 job.look_at_web()
             if lane.rule == "pull":
                 plans[job_id] = steps.create(job, replace(job.record, pulling=run_id))
@@ -168,7 +168,7 @@ class Dispatch:
         """Take up a run of an earlier daemon that is still at work: its jobs stay busy until it ends."""
         self.lane(run.rule, run.host).busy.add(run.slot)
         for job in filter(None, map(self.jobs.get, run.ids())):
-            job.busy |= dict.fromkeys(decide.touches(self.rules[run.rule]), run.id)
+            job.busy |= dict.fromkeys(fire.touches(self.rules[run.rule]), run.id)
         self._spawn(self._await_orphan(run))
 
     async def _await_orphan(self, run):

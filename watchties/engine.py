@@ -10,7 +10,6 @@ wait for one syncfs. Records change in passes only, one pass at a time.
 import asyncio
 import contextlib
 import heapq
-import secrets
 import time
 
 from watchties import decide, durable, outcomes, steps
@@ -18,14 +17,10 @@ from watchties.dispatch import Dispatch
 from watchties.errors import WatchtiesError
 from watchties.jobs import Jobs
 from watchties.model import PENDING, SUBMITTED, JobId, one_line
+from watchties.seen import Step, World
 
 AT_ONCE = 1000  # jobs that one pass looks at, so that no pass takes long
 DISK_AGAIN = 5.0  # seconds before a job whose plan met an error of the disk is looked at again
-
-
-def new_token():
-    """Return a token that no attempt has ever had. 12 digits: with `wt.` in front the name still fits into PBS."""
-    return secrets.token_hex(6)
 
 
 class Engine:
@@ -199,7 +194,7 @@ class Engine:
     def _outcome(self, job, rec, rule, told, ended):
         """Return the record after what a run said of one job, and hear what it saw by the way."""
         outcome = ended.outcome(job.id)
-        taken = outcomes.take_in(rec, rule, told, outcome, self.clock(), new_token(), self.config.daemon.reconcile)
+        taken = outcomes.take_in(rec, rule, told, outcome, self.clock(), steps.new_token(), self.config.daemon.reconcile)
         if taken.notice:
             self.tell.notice(f"{job.id}: {taken.notice}", f"run {ended.run.id}; see: watchties logs {job.id}")
         if outcome:
@@ -221,21 +216,29 @@ class Engine:
         plans = {}
         for job_id in batch:
             job = self._take(job_id) if job_id.tree in self.trees else None
-            if job:
-                decision = decide.decide(job.seen(), self._world(job_id.tree))
+            decision = self._decide(job) if job else None
+            if decision:
                 if decision.step:
                     plans[job_id] = self._plan(job, decision.step)
                 else:
                     self._queue(job, decision)
         return plans
 
+    def _decide(self, job):
+        """Return the decision for a job, or None if its directory cannot be read: then it is looked at again soon."""
+        try:
+            return decide.decide(job.seen(), self._world(job.id.tree))
+        except OSError as error:
+            self._disk_error(job, error)
+            return None
+
     def _plan(self, job, step):
         if step.what == "close":
             return self._close(job) if job.opened else _nothing(None)
-        return steps.perform(job, step, new_token)
+        return steps.perform(job, step, steps.new_token)
 
     def _close(self, job):
-        yield from steps.perform(job, decide.Step("close", ""), new_token)
+        yield from steps.perform(job, Step("close", ""), steps.new_token)
         return None
 
     def _queue(self, job, decision):
@@ -246,7 +249,7 @@ class Engine:
         self.tell.waiting(job, "; ".join(held) or decision.reason)
 
     def _world(self, tree):
-        return decide.World(self.trees[tree], self.rules, self.clock(), self.down, self.blocked.get(tree, ""), self.polls)
+        return World(self.trees[tree], self.rules, self.clock(), self.down, self.blocked.get(tree, ""), self.polls)
 
     # ---- starting ----
 
@@ -266,8 +269,8 @@ class Engine:
     def _still_due(self, job_id, lane):
         """Return the Start that a queued job is waiting for, if it is still to begin; else have it looked at."""
         job = self.jobs.get(job_id)
-        if job:
-            decision = decide.decide(job.seen(), self._world(job_id.tree))
+        decision = self._decide(job) if job else None
+        if decision:
             for start in decision.starts:
                 if (start.rule, start.host) == (lane.rule, lane.host):
                     return start

@@ -9,9 +9,9 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from watchties import markers, record
-from watchties.decide import Seen, WebHint
 from watchties.errors import Unsafe
 from watchties.model import PENDING, SUBMITTED, JobId, user_of
+from watchties.seen import Seen, WebHint
 
 
 @dataclass

@@ -85,6 +85,14 @@ def one_line(text):
     return printable(" ".join(str(text).split()), MAX_VALUE)
 
 
+def number(text):
+    """Return the whole number that a hook has told, 0 if it is none: a site's own hook may say anything."""
+    try:
+        return int(text or 0)
+    except (TypeError, ValueError):
+        return 0
+
+
 def user_of(job):
     """Return the user a job belongs to: the first part of its name."""
     return job.split("/", 1)[0]

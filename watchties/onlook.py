@@ -11,9 +11,10 @@ import shutil
 import time
 from dataclasses import dataclass
 
-from watchties import decide, markers, record
+from watchties import fire, markers, record
 from watchties.jobs import refuse_links
 from watchties.model import MARKERS, TAKEN
+from watchties.seen import Seen, World
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,15 @@ def see(config, job_id, at_work=()):
     root, rules = config.tree[job_id.tree].root, {rule.name: rule for rule in config.rule}
     refuse_links(root, job_id.job)
     where = os.path.join(root, job_id.job)
-    busy = frozenset(place for run in at_work if run.rule in rules for place in decide.touches(rules[run.rule]))
-    return decide.Seen(job_id, record.load(where), markers.look(where), busy=busy)
+    busy = frozenset(place for run in at_work if run.rule in rules for place in fire.touches(rules[run.rule]))
+    return Seen(job_id, record.load(where), markers.look(where), busy=busy)
 
 
 def world(config, tree, now=None):
     """Return the World for a tree's jobs: every host counts as up, the disk is looked at."""
     rules = {rule.name: rule for rule in config.rule}
     polls = {name: host.poll for name, host in config.host.items()}
-    return decide.World(config.tree[tree], rules, time.time() if now is None else now, {}, blocked(config, tree), polls)
+    return World(config.tree[tree], rules, time.time() if now is None else now, {}, blocked(config, tree), polls)
 
 
 def blocked(config, tree):

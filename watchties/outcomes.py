@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from watchties import record
 from watchties.lanes import backoff
-from watchties.model import FAILED, PENDING, SUBMITTED, WEB, Request
+from watchties.model import FAILED, PENDING, Request, SUBMITTED, WEB, number
 from watchties.record import GAVE_UP
 
 DAY = 86400.0
@@ -58,7 +58,7 @@ def done(rec, rule, told, fields, now, new_token):
     """Return the record after a rule has done its work."""
     if rule.name == "pull":
         ns = fields.get("identity")
-        request = Request(WEB, PENDING, int(ns)) if ns else None
+        request = Request(WEB, PENDING, number(ns)) if number(ns) else None
         return record.outcome_of_pull(rec, told["run"], request, fields, new_token)
     if rule.name == "submit":
         return record.outcome_of_submit(rec, {**fields, "since": now})
@@ -94,7 +94,7 @@ def give_up_before_done(rec, rule, told, outcome, now, new_token):
     """Return Taken with the job FAILED; what it had is kept. What may have been submitted must still be proven ended."""
     cause = outcome.fields.get("cause") or "infrastructure"
     if rule.name == "pull":
-        request = Request(WEB, PENDING, int(told["identity"])) if told.get("identity") else None
+        request = Request(WEB, PENDING, number(told["identity"])) if number(told.get("identity")) else None
         if request and not rec.has_accepted(request):
             rec = record.accept(rec, request, new_token)
         elif rec.phase != PENDING:
@@ -115,9 +115,9 @@ def pull_again_tomorrow(rec, outcome, now):
 def web_hints(rule, fields):
     """Return what a run has seen on the web host: {"pending": ns, "cancel": ns, "taken": bool}, as far as it says."""
     if rule == "pull":
-        return {"pending": int(fields.get("identity") or 0)} if "identity" in fields else {}
+        return {"pending": number(fields.get("identity"))} if "identity" in fields else {}
     if rule in ("report", "push"):
-        return {"pending": int(fields.get("pending") or 0), "cancel": int(fields.get("cancel") or 0), "taken": False}
+        return {"pending": number(fields.get("pending")), "cancel": number(fields.get("cancel")), "taken": False}
     return {}
 
 

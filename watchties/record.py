@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 
 from watchties import durable
 from watchties.errors import Unsafe
-from watchties.model import CANCEL, DONE, FAILED, FINAL, MIRROR, PENDING, RECORD_DIR, SUBMITTED, Request
+from watchties.model import CANCEL, DONE, FAILED, FINAL, MIRROR, PENDING, RECORD_DIR, Request, SUBMITTED, number
 
 FILE = "record.json"
 VERSION = 1
@@ -123,7 +123,7 @@ def outcome_of_pull(record, run, request, told, token):
     """Return the record after a pull: `request` is what stood on the web host at its last look, or None."""
     if record.pulling != run:
         return record
-    record = replace(record, pulling="", size=int(told.get("bytes") or record.size), tries=_without(record.tries, "pull"))
+    record = replace(record, pulling="", size=number(told.get("bytes")) or record.size, tries=_without(record.tries, "pull"))
     if request and not record.has_accepted(request):
         record = accept(record, request, token)
         if told.get("cause"):
@@ -149,7 +149,7 @@ def outcome_of_fetch(record, told):
         return record
     keep = {k: v for k, v in told.items() if k != "state"}
     state = DONE if told.get("state") == DONE else FAILED
-    return replace(record, phase=state, tries={}, fields={**record.fields, **keep}, size=int(told.get("bytes") or record.size))
+    return replace(record, phase=state, tries={}, fields={**record.fields, **keep}, size=number(told.get("bytes")) or record.size)
 
 
 def outcome_of_cancel(record, attempt, request, how):

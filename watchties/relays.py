@@ -102,7 +102,8 @@ class Link:
         try:
             _, code = await call(self.far, "sh scripts/agent.sh version")
             if code:
-                raise Unreachable(f"host {self.far.name}: {self.far.root}/scripts/agent.sh does not run; try: watchties deploy {self.far.name}")
+                name = self.far.name
+                raise Unreachable(f"host {name}: {self.far.root}/scripts/agent.sh does not run; try: watchties deploy {name}")
         except WatchtiesError as error:
             self.breaker.next_probe = 0
             if self.breaker.failed(str(error), time.time()):

@@ -5,10 +5,16 @@ Must not know: when. Each plan (durable.py) returns the record as it stands on d
 """
 
 import os
+import secrets
 from dataclasses import replace
 
 from watchties import markers, record
 from watchties.model import FAILED, MIRROR, PENDING, SUBMITTED, Request
+
+
+def new_token():
+    """Return a token that no attempt has ever had. 12 digits: with `wt.` in front the name still fits into PBS."""
+    return secrets.token_hex(6)
 
 
 def perform(job, step, new_token):

@@ -93,7 +93,7 @@ def test_twenty_jobs_of_any_name_run_once_and_come_back_byte_for_byte(tmp_path):
 
 def test_markers_tell_the_way_and_nothing_hidden_reaches_the_web_host(tmp_path):
     with Site(tmp_path) as site:
-        site.drop("ann/e1", command="echo run >> runs.log; while [ ! -e go ]; do sleep 0.05; done\n")
+        site.drop("ann/e1", command="echo run >> runs.log; for _ in $(seq 2000); do [ -e go ] && break; sleep 0.05; done\n")
         fields = site.wait_state("ann/e1", "SUBMITTED")
         assert fields["host"] == "b01" and fields["attempt"] == "1" and int(fields["id"]) > 1
         assert not (site.web / "ann/e1/PENDING").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from site_kit import Site
 
-HOLD = "echo run >> runs.log; while [ ! -e go ]; do sleep 0.05; done; cat in.txt > out.txt\n"
+HOLD = "echo run >> runs.log; for _ in $(seq 2000); do [ -e go ] && break; sleep 0.05; done; cat in.txt > out.txt\n"
 CHILDREN = "echo run >> runs.log; sleep 1000 & setsid -f sleep 1001; (trap '' TERM; sleep 1002; sleep 1003)\n"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from helpers import put
 from site_kit import Site
 
-HOLD = "echo run >> runs.log; while [ ! -e go ]; do sleep 0.05; done; cat in.txt > out.txt\n"
+HOLD = "echo run >> runs.log; for _ in $(seq 2000); do [ -e go ] && break; sleep 0.05; done; cat in.txt > out.txt\n"
 RULE = """
 [[rule]]
 name = "{name}"

@@ -7,9 +7,10 @@ Must not know: how a hook does its steps, what people do, what must hold.
 import os
 from types import SimpleNamespace
 
-from watchties import decide, jobs, markers, outcomes, record, steps
+from watchties import decide, fire, jobs, markers, outcomes, record, steps
 from watchties.dispatch import Dispatch
 from watchties.model import CANCEL, COMPUTE, DONE, FAILED, FINAL, MIRROR, PENDING, SUBMITTED, TAKEN, WEB, JobId
+from watchties.seen import WebHint, World
 
 import sim_hooks
 from sim_far import Call
@@ -73,7 +74,7 @@ class Daemon:
             if self.here.exists() and self.listing() != self.at_rest and markers.waiting(set(os.listdir(self.here))):
                 yield 10, "daemon: looks at the mirror", lambda: self.jobs.take(ID)
             return
-        job.busy = {place: a.run.id for a in self.active for place in decide.touches(RULES[a.run.rule])}
+        job.busy = {place: a.run.id for a in self.active for place in fire.touches(RULES[a.run.rule])}
         decision = decide.decide(job.seen(), self.world())
         if decision.step:
             yield 10, f"daemon: {decision.step.what} {decision.step.marker}", lambda: self.perform(decision.step)
@@ -85,7 +86,7 @@ class Daemon:
     def world(self):
         down = {name: f"{name} is down" for name, host in self.hosts.items() if not host.up}
         tree = SimpleNamespace(web="web", compute=["b1", "b2"], failover=True)
-        return decide.World(tree, RULES, self.now, down)
+        return World(tree, RULES, self.now, down)
 
     def new_token(self):
         self.tokens += 1
@@ -125,7 +126,7 @@ class Daemon:
 
     def start(self, start):
         job, run_id = self.jobs.get(ID), self.dirs.new_id(start.rule)
-        if WEB in decide.touches(RULES[start.rule]):
+        if WEB in fire.touches(RULES[start.rule]):
             job.look_at_web()
         if start.rule == "pull":
             plan = steps.create(job, record.replace(job.record, pulling=run_id))
@@ -165,7 +166,7 @@ class Daemon:
     def hear_actions(self):
         """What relays announce: what stands, never what is gone."""
         job = self.jobs.get(ID)
-        hint = job.web if job else decide.WebHint()
+        hint = job.web if job else WebHint()
         attempt = (job.record if job else record.load(self.here)).attempt
         pending, cancel = ns_of(self.there / PENDING), ns_of(self.there / CANCEL)
         news = {"pending": pending} if pending and pending != hint.pending else {}

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from watchties import record
-from watchties.decide import Seen, Start, Step, Wait, WebHint, World, decide
+from watchties.decide import decide
+from watchties.seen import Seen, Start, Step, Wait, WebHint, World
 from watchties.markers import Standing
 from watchties.model import CANCEL, DONE, FAILED, MIRROR, PENDING, SUBMITTED, WEB, JobId, Marker, Request
 from watchties.record import GAVE_UP, Attempt, Record

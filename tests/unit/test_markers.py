@@ -12,6 +12,7 @@ import pytest
 from watchties import decide, durable, jobs, markers, record, steps
 from watchties.model import CANCEL, DONE, FAILED, MIRROR, NEW, OPEN_FLAG, PENDING, STATES, SUBMITTED, TAKEN, WEB, JobId, Request
 from watchties.record import Record
+from watchties.seen import Step
 
 CALLS = ("rename", "link", "unlink", "mkdir", "fsync", "open")
 
@@ -125,7 +126,7 @@ def test_pending_of_our_own_stands_whatever_stood_there(tmp_path, make):
     make(tmp_path / PENDING)
     (tmp_path / DONE).touch()
     job = job_of(tmp_path, record.accept(Record(), Request(WEB, PENDING, 1), "t1"))
-    new = carry_out(steps.perform(job, decide.Step("publish", "", marker=PENDING), None))
+    new = carry_out(steps.perform(job, Step("publish", "", marker=PENDING), None))
     found = markers.look(tmp_path)
     assert found.request_ns(PENDING) == new.own and not found.states() and record.load(tmp_path).own == new.own
 
@@ -348,7 +349,7 @@ def test_the_open_flag_stands_before_the_record_and_goes_last(tmp_path):
     assert markers.look(tmp_path).open and record.load(tmp_path) == Record()
     for _ in plan:
         pass
-    carry_out(steps.perform(job, decide.Step("close", ""), None))
+    carry_out(steps.perform(job, Step("close", ""), None))
     assert not markers.look(tmp_path).open and record.load(tmp_path) == FIRST
 
 

@@ -60,7 +60,7 @@ def run_hook(places, rule, job, host):
 
 def refuse_harm(rule, seen, at_work):
     """Raise UserError where a run by hand would break what the daemon relies on."""
-    from watchties.decide import touches
+    from watchties.fire import touches
 
     if touches(rule) & seen.busy:
         runs = ", ".join(run.run for run in at_work)
@@ -71,7 +71,8 @@ def refuse_harm(rule, seen, at_work):
 
 def start_of(config, rule, seen, host):
     """Return the Start that the daemon would begin, or one like it where none is due now."""
-    from watchties import decide, onlook
+    from watchties import decide, fire, onlook
+    from watchties.seen import Start
 
     world = onlook.world(config, seen.id.tree)
     due = [start for start in decide.decide(seen, world).starts if start.rule == rule.name]
@@ -79,10 +80,10 @@ def start_of(config, rule, seen, host):
         return due[0]
     record, tree = seen.record, world.tree
     usual = dict.fromkeys(("pull", "report", "push"), tree.web) | dict.fromkeys(("submit", "poll", "fetch", "cancel"), record.host)
-    chosen = host if host is not None else usual.get(rule.name, decide.host_of(rule, seen, world))
+    chosen = host if host is not None else usual.get(rule.name, fire.host_of(rule, seen, world))
     if not chosen and rule.name in usual:
         raise UserError(f"{seen.id} is on no host yet; say which: --host {tree.compute[0]}")
-    return decide.Start(rule.name, chosen, "by hand", record.token, record.phase)
+    return Start(rule.name, chosen, "by hand", record.token, record.phase)
 
 
 def carry_out(config, places, rule, hook, start, seen):

@@ -12,7 +12,7 @@ import click
 from watchties import onlook, record
 from watchties.cli.common import aligned, clock, show_json
 from watchties.cli.names import Names
-from watchties.decide import Start, Step
+from watchties.seen import Start, Step
 from watchties.errors import WatchtiesError
 from watchties.model import SUBMITTED
 
