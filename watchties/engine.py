@@ -10,6 +10,7 @@ wait for one syncfs. Records change in passes only, one pass at a time.
 import asyncio
 import contextlib
 import heapq
+import itertools
 import time
 
 from watchties import decide, durable, outcomes, steps
@@ -117,10 +118,10 @@ class Engine:
         """Take in outcomes, look at what is dirty, write, start."""
         ended, self.ended = self.ended, []
         plans = self._plans_of_outcomes(ended)
-        batch = [j for j in list(self.dirty)[:AT_ONCE] if j not in plans]
-        for job_id in list(self.dirty)[:AT_ONCE]:
-            self.dirty.pop(job_id)
-        plans |= self._plans_of_decisions(batch)
+        batch = list(itertools.islice(self.dirty, AT_ONCE))
+        for job_id in batch:
+            del self.dirty[job_id]
+        plans |= self._plans_of_decisions(j for j in batch if j not in plans)
         good = await self._carry_out(plans)
         for one in ended:
             if all(i in good for i in one.run.ids() if i in plans):
@@ -179,17 +180,15 @@ class Engine:
     # ---- outcomes ----
 
     def _plans_of_outcomes(self, ended):
-        plans = {}
+        new = {}
         for one in ended:
             rule = self.rules.get(one.run.rule)
             for told in one.run.jobs if rule else ():
                 job = self._take(JobId(told["tree"], told["job"]))
                 if job:
-                    new = plans[job.id][0] if job.id in plans else job.record
-                    plans[job.id] = self._outcome(job, new, rule, told, one), None
-        return {i: steps.save(self.jobs.get(i), new) for i, (new, _) in plans.items() if new != self.jobs.get(i).record} | {
-            i: _nothing(new) for i, (new, _) in plans.items() if new == self.jobs.get(i).record
-        }
+                    new[job.id] = self._outcome(job, new.get(job.id, job.record), rule, told, one)
+        jobs = {i: self.jobs.get(i) for i in new}
+        return {i: steps.save(jobs[i], rec) if rec != jobs[i].record else _nothing(rec) for i, rec in new.items()}
 
     def _outcome(self, job, rec, rule, told, ended):
         """Return the record after what a run said of one job, and hear what it saw by the way."""
