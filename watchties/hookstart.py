@@ -11,8 +11,11 @@ import sys
 AGAIN = 75  # as in errors.py
 
 # What every hook of ours imports. Importing sh and tenacity costs 90 ms; forking a process that has them, 5.
-PRELOAD = ["sh", "tenacity", "watchties.hookstart", "watchties.hookkit", "watchties.transfer", "watchties.agent", "watchties.mail",
-           "watchties.schedulers.shell"]
+PRELOAD = [
+    "sh", "tenacity", "watchties.hookstart", "watchties.hookkit", "watchties.transfer", "watchties.batches", "watchties.agent",
+    "watchties.manifest", "watchties.judge", "watchties.results", "watchties.submission", "watchties.standing", "watchties.webstate",
+    "watchties.mail", "watchties.schedulers.shell",
+]  # fmt: skip
 
 
 class HookStart:

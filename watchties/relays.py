@@ -145,7 +145,8 @@ class Link:
     def relay_command(self, nonce):
         """Return the shell text that runs the relay in the host's root."""
         words = ["python3", "scripts/relay.py", "--nonce", nonce, "--markers", ",".join(MARKERS_OF[self.role])]
-        words += ["--heartbeat", f"{self.heartbeat:g}"] + ([] if self.role == WEB else ["--no-list"])
+        # A web application may hand jobs over by the older protocol: relay.pid and relay.names lie in scripts, beside the relay.
+        words += ["--heartbeat", f"{self.heartbeat:g}"] + (["--directory", "scripts"] if self.role == WEB else ["--no-list"])
         for tree, (directory, pattern) in self.trees.items():
             words += ["--tree", f"{tree}={directory}={pattern}"]
         return f"cd -- {shlex.quote(self.far.root)} && exec {shlex.join(words)}"

@@ -47,11 +47,11 @@ def run(argv, *, timeout, stdin=None, cwd=None, env=None):
             timer.start()
             code = _wait(process)
         except BaseException:  # SIGTERM among them: stop, with the child
-            if process:
+            if process is not None:  # its truth would wait for its end
                 _kill(process, process.terminate)
             raise
         finally:
-            if timer:
+            if timer is not None:
                 timer.cancel()
         result = Result(code, _text(out), _text(err))
     if late.is_set():

@@ -17,12 +17,16 @@ Standard input: `beat` (the caller lives), `list` (tell all again). At its end, 
 
 Events are hints, the disk is the truth: a directory is watched first and read then; a queue that overflowed, a tree that went
 and came back are read again whole; what cannot be watched (limits, network file systems) is read again every --poll seconds.
+
+With --directory it serves programs of the older protocol as well, by three files there (class Older says how): a name left
+in relay.names, with signal 30 to the process that relay.pid names, is announced as a PENDING of that job.
 """
 
 import argparse
 import collections
 import ctypes
 import errno
+import fcntl
 import fnmatch
 import os
 import re
@@ -33,7 +37,15 @@ import struct
 import sys
 import time
 
-VERSION = 1
+VERSION = 2
+
+OLDER_NAME = "relay_ties_directories"  # under this name it needs no options, and prints names as the older program did
+OLDER_SIGNAL = 30  # SIGPWR on x86-64 and arm64
+PID, NAMES, LOCK = "relay.pid", "relay.names", "relay.lock"
+TAKEN, NEW_PID = ".relay.names.taken", ".relay.pid.new"
+MAX_NAMES = 64 << 20  # bytes that are read of relay.names at a time
+HALF = 2.0  # seconds that a last line without an end is waited for
+RECENT = 60.0  # seconds for which, at least, it is known which PENDING was told
 
 HIDDEN = b".watchties.taken."  # + PENDING or CANCEL: a request that the agent was taking off when it was killed
 REQUESTS = (b"PENDING", b"CANCEL")
@@ -147,7 +159,7 @@ class Tree:
         self.markers = frozenset(markers)
         self.wanted = self.markers | {HIDDEN + marker for marker in self.markers & set(REQUESTS)}
         self.bad, self.told, self.identity = set(), set(), None
-        self.inotify, self.paths, self.unwatched, self.seen, self.remember = None, {}, 0, set(), False
+        self.inotify, self.paths, self.unwatched, self.seen, self.remember, self.listing = None, {}, 0, set(), False, False
 
     def error(self, kind, text):
         """Tell of a trouble once, until it is over."""
@@ -200,13 +212,13 @@ class Tree:
 
     def list(self, all_of_it):
         """Tell of every marker that stands or, if not `all_of_it`, of those not told by the last listing."""
-        seen, self.seen, self.remember, self.unwatched = self.seen, set(), self.polled(), 0
+        seen, self.seen, self.remember, self.unwatched, self.listing = self.seen, set(), self.polled(), 0, all_of_it
         for count, job in enumerate(self.explore(b"", 0), 1):
             if self.remember or self.unwatched or not self.relay.silent:  # else it is only watched, and nothing told
                 self.look(job, () if all_of_it else seen)
             if count % PULSE == 0:
                 self.relay.pulse()
-        self.remember = self.polled()
+        self.remember, self.listing = self.polled(), False
         if not self.unwatched:
             self.told.discard("limit")
             return
@@ -296,7 +308,54 @@ class Tree:
             self.seen.add(key)
             if key in seen:
                 return
+        if self.relay.older and name == REQUESTS[0] and not self.relay.older.is_news(self, job, found.st_mtime_ns):
+            return
         self.relay.tell(self.name, name, job, str(found.st_mtime_ns), *token)
+
+    # --- jobs that are designated by name
+
+    def designated(self, job):
+        """Tell of the PENDING of a job that somebody has named; return why that is refused, or ""."""
+        refused = self.not_a_job(job)
+        if refused:
+            return refused
+        older, ns = self.relay.older, self.pending(job)
+        if ns is not None:
+            if older.is_news(self, job, ns, by_name=True):
+                self.relay.tell(self.name, REQUESTS[0], job, str(ns))
+        elif self.relay.names:
+            self.relay.tell(self.name, REQUESTS[0], job, "-")  # to the older programs the name alone was the request
+        elif not older.told(self, job):  # else it was told, and has been taken off since
+            return "PENDING does not stand there"
+        return ""
+
+    def not_a_job(self, job):
+        """Return why a name that came from elsewhere is none of a job of this tree, or ""."""
+        parts = job.split(b"/")
+        answers = [part != b"" and judge(part, glob) for part, glob in zip(parts, self.globs)]
+        if len(parts) != len(self.globs) or False in answers:
+            return "it is not of the form " + "/".join(self.globs)
+        for answer, depth in zip(answers, range(1, len(parts) + 1)):
+            if answer is not True:
+                return answer
+            try:
+                mode = os.lstat(self.root + b"/".join(parts[:depth])).st_mode
+            except OSError as trouble:
+                return trouble.strerror
+            if not stat.S_ISDIR(mode):
+                return "a symbolic link, which is not followed" if stat.S_ISLNK(mode) else "it is not a directory"
+        return ""
+
+    def pending(self, job):
+        """Return the identity of a job's PENDING, also of one that is being taken off; None if there is none."""
+        for name in REQUESTS[0], HIDDEN + REQUESTS[0]:
+            try:
+                found = os.lstat(self.root + under(job, name))
+            except OSError:
+                continue
+            if stat.S_ISREG(found.st_mode):
+                return found.st_mtime_ns
+        return None
 
     # --- events
 
@@ -374,6 +433,218 @@ def read_token(path):
         os.close(fd)
 
 
+class Older:
+    """The protocol of older programs: names of jobs in a file, and a signal. Three files in one directory:
+
+    relay.lock   whoever appends names, takes them or puts up a process id holds an exclusive flock(2) on it meanwhile
+    relay.names  one JOB a line; renamed to a hidden name before it is read, removed when all of it has been told
+    relay.pid    the process id of the relay that lives, which holds an exclusive flock on that very file. It is renamed into
+                 place with the lock on it, so under its name there is never a stale id that is locked.
+
+    A sender, holding relay.lock: append the line; ask for a *shared* flock on relay.pid, without waiting; if it is refused,
+    a relay lives: signal it. Else leave the names for the next one. In shell:
+        exec 9>>relay.lock; flock 9; echo JOB >>relay.names; flock -s -n relay.pid true || kill -30 "$(cat relay.pid)"
+    """
+
+    def __init__(self, directory, relay):
+        self.directory, self.relay, self.pid_file = directory, relay, None
+        self.due, self.tries, self.half, self.troubles = 0.0, 0, None, set()
+        self.recent, self.before, self.turn = {}, {}, 0.0
+        self.pipe, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(OLDER_SIGNAL, lambda *_: None)  # before the process id is put up: until here the signal kills
+        signal.set_wakeup_fd(writer)  # the signal itself wakes no poll(2), as Python repeats it (PEP 475)
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+    # --- what was told
+
+    def is_news(self, tree, job, ns, by_name=False):
+        """Return whether a PENDING is to be told: an event may tell what a name has told already, and the other way."""
+        if time.monotonic() > self.turn:
+            self.before, self.recent, self.turn = self.recent, {}, time.monotonic() + RECENT
+        told, named = self.told(tree, job) or (None, False)
+        if told == ns and (by_name or named or self.relay.names) and not tree.listing:
+            return False
+        self.recent[tree.name, job] = ns, by_name
+        return True
+
+    def told(self, tree, job):
+        """Return (identity, whether by name) of the PENDING of a job that was told not long ago, or None."""
+        return self.recent.get((tree.name, job)) or self.before.get((tree.name, job))
+
+    # --- when
+
+    def drain(self):
+        """A signal has come: look at once. However many have come, the file has all the names."""
+        while True:
+            try:
+                if len(os.read(self.pipe, 4096)) < 4096:
+                    break
+            except BlockingIOError:
+                break
+        self.due = 0.0
+
+    def look_again(self):
+        """Look at each heartbeat: a writer may have been killed before its signal, another relay may have ended."""
+        self.due, self.tries = 0.0, 0
+        if self.pid_file is not None and not same_file(self.pid_file, self.path(PID)):
+            os.close(self.pid_file)  # somebody has removed or replaced it, so that no sender finds us
+            self.pid_file = None
+
+    def serve(self):
+        """Do what is due: put up the process id, tell the names that are there. Never waits for anybody."""
+        if time.monotonic() < self.due:
+            return
+        self.due = float("inf")
+        try:
+            waits_for = self.pid_file is None and self.claim() or self.take()
+        except OSError as trouble:
+            self.error("files", "%s: %s; names left there are not heard" % (self.directory, trouble.strerror))
+            return
+        if not waits_for:
+            self.tries = 0
+            self.troubles.clear()
+            return
+        self.tries += 1
+        if self.tries < 20:
+            self.due = time.monotonic() + 0.1
+        else:  # from now on at each heartbeat
+            self.error(waits_for, waits_for)
+
+    def error(self, kind, text):
+        if kind not in self.troubles:
+            self.troubles.add(kind)
+            self.relay.say("#error " + printable(text))
+
+    # --- the process id
+
+    def locked(self):
+        """Return a descriptor that holds relay.lock, or None if somebody else has it at the moment."""
+        fd = os.open(self.path(LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        if flock(fd, fcntl.LOCK_EX):
+            return fd
+        os.close(fd)
+        return None
+
+    def claim(self):
+        """Put up our process id. Return "", or what stands in the way."""
+        lock = self.locked()
+        if lock is None:
+            return "%s is held by another program; names are not heard until it lets go" % self.path(LOCK)
+        try:
+            other = self.other_relay()
+            if other:
+                return "another relay (process %s) serves %s; the names left there go to that one while it lives" % (other, self.directory)
+            self.put_up()
+            return ""
+        finally:
+            os.close(lock)
+
+    def other_relay(self):
+        """Return the process id of the relay that lives, "" if none does. A shared lock: senders ask for one at any time."""
+        try:
+            fd = os.open(self.path(PID), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return ""
+        try:
+            return "" if flock(fd, fcntl.LOCK_SH) else printable(os.read(fd, 20).strip()) or "?"
+        finally:
+            os.close(fd)
+
+    def put_up(self):
+        new = self.path(NEW_PID)
+        try:
+            os.unlink(new)
+        except FileNotFoundError:
+            pass
+        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            flock(fd, fcntl.LOCK_EX)
+            os.write(fd, b"%d\n" % os.getpid())
+            os.rename(new, self.path(PID))
+        except OSError:
+            os.close(fd)
+            raise
+        self.pid_file = fd
+
+    def leave(self):
+        """Empty relay.pid, for senders that test no lock."""
+        if self.pid_file is not None:
+            os.ftruncate(self.pid_file, 0)
+
+    # --- the names
+
+    def take(self):
+        """Tell the names that are there, first those that an earlier relay had taken. Return "", or what stands in the way."""
+        while True:
+            if os.path.lexists(self.path(TAKEN)):
+                if not self.tell_taken():
+                    return ""
+            if not os.path.lexists(self.path(NAMES)):
+                return ""
+            if not stat.S_ISREG(os.lstat(self.path(NAMES)).st_mode):
+                return "%s is not a regular file; remove it" % self.path(NAMES)
+            lock = self.locked()
+            if lock is None:
+                return "%s is held by another program; names are not heard until it lets go" % self.path(LOCK)
+            try:
+                os.rename(self.path(NAMES), self.path(TAKEN))
+            finally:
+                os.close(lock)
+
+    def tell_taken(self):
+        """Tell the names that were taken; remove them when they are told. Return False if the last one is waited for."""
+        fd = os.open(self.path(TAKEN), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as file:
+            data = file.read(MAX_NAMES)
+        if data[-1:] not in (b"", b"\n") and self.waits_for_end():
+            return False
+        self.half = None
+        self.tell(line for line in data.split(b"\n") if line.strip())
+        self.relay.flush()  # raises Gone if nobody reads: then the next relay tells them
+        os.unlink(self.path(TAKEN))
+        return True
+
+    def waits_for_end(self):
+        """Return whether to wait for the end of a last line: its writer, who holds no lock, may be about to write it."""
+        now = time.monotonic()
+        self.half = self.half or now + HALF
+        self.due = self.half
+        return now < self.half
+
+    def tell(self, lines):
+        """Tell each job once, and each name that is refused."""
+        refused = 0
+        for count, job in enumerate(collections.OrderedDict.fromkeys(line[:-1] if line.endswith(b"\r") else line for line in lines), 1):
+            reasons = [tree.designated(job) for tree in self.relay.trees]
+            if all(reasons):
+                refused += 1
+                if refused <= MAX_BAD:
+                    self.relay.say(b"#bad " + self.relay.trees[0].name, "%s: %s (a name in %s)" % (printable(job), reasons[0], NAMES))
+            if count % PULSE == 0:
+                self.relay.pulse()
+        if refused > MAX_BAD:
+            self.relay.say("#error %d more names in %s were refused" % (refused - MAX_BAD, NAMES))
+
+
+def flock(fd, kind):
+    """Return whether a lock on an open file was to be had at once."""
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
+def same_file(fd, path):
+    """Return whether an open file is the one that stands under a name."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except OSError:
+        return False
+
+
 class Relay:
     """The trees, the caller on the standard streams, and the clock."""
 
@@ -383,6 +654,7 @@ class Relay:
         self.out, self.input, self.listening = [], b"", True
         markers = [os.fsencode(marker) for marker in options.markers.split(",") if marker]
         self.trees = [Tree(spec, markers, self) for spec in options.tree]
+        self.older = Older(options.directory, self) if options.directory else None
         self.next_beat = time.monotonic() + self.heartbeat
         self.next_poll = 0.0
 
@@ -477,54 +749,94 @@ class Relay:
         poller.register(1, 0)  # says only that nobody reads any more
         if self.listening:
             poller.register(0, select.POLLIN)
-        due = min([self.next_beat] + [self.next_poll for tree in self.trees if tree.polled()])
+        if self.older:
+            poller.register(self.older.pipe, select.POLLIN)
+        due = min([self.next_beat] + [self.next_poll for tree in self.trees if tree.polled()] + [self.older.due] * bool(self.older))
         for fd, _ in poller.poll(max(0, due - time.monotonic()) * 1000 + 1):
             if fd == 1:
                 raise Gone()
             if fd == 0:
                 self.hear()
+            elif fd not in sources:
+                self.older.drain()
             elif sources[fd].events():
                 sources[fd].identity = LOST
-        # Programs of the older protocol (a process id in a file, a signal, a file of names) would be heard here.
 
     def run(self):
         """Serve until the caller is gone."""
-        signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
+        signal.signal(signal.SIGALRM, lambda *_: self.end())
         self.caller_lives()
         self.say("#relay %s %d" % (self.nonce, VERSION))
         self.flush()
         self.look_for_trees()
         self.silent = False
+        beat = False
         while True:
+            if self.older:
+                beat and self.older.look_again()
+                self.older.serve()
+                self.flush()
             self.wait()
-            if self.pulse() or LOST in [tree.identity for tree in self.trees]:
+            beat = self.pulse()
+            if beat or LOST in [tree.identity for tree in self.trees]:
                 self.look_for_trees()
             self.list_trees()
             self.flush()
 
+    def end(self):
+        """End at once: nothing is left to say, and nobody to say it to; the interpreter must not try at exit."""
+        if self.older:
+            self.older.leave()
+        os._exit(0)
 
-def arguments(argv):
-    parser = argparse.ArgumentParser(description="Announce markers, one line each, until standard input ends.")
-    parser.add_argument("--nonce", default="-", help="a word that the first line repeats")
-    parser.add_argument("--tree", action="append", required=True, metavar="NAME=DIR=PATTERN", help="for example exp=user_data=*/*")
-    parser.add_argument("--markers", default="PENDING,CANCEL", metavar="MARKER,...")
+
+OLDER_HELP = """\
+files of the older protocol (--directory):
+  relay.pid    process id of the relay that lives and holds an flock(2) on this file; it listens to signal 30
+  relay.names  names of jobs to be announced, one a line; taken at the start, at signal 30 and at each heartbeat
+  relay.lock   held (flock) by whoever appends to relay.names
+hand over a job, in that directory:
+  (flock 9; echo USER/EXP >>relay.names; flock -s -n relay.pid true || kill -30 "$(cat relay.pid)") 9>>relay.lock
+
+Started as relay_ties_directories it needs no options: it prints the names of the jobs with a PENDING in ../user_data
+(seen from where this file lies) as they come, until nobody reads its standard output, and keeps its three files beside itself."""
+
+
+def arguments(argv, called=""):
+    """Return the options. called: the path by which the program was started; under its older name it needs none."""
+    parser = argparse.ArgumentParser(
+        description="Announce the markers in trees of jobs, one line each, until the reader is gone.",
+        epilog=OLDER_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--nonce", help="a word that the first line repeats")
+    parser.add_argument("--tree", action="append", metavar="NAME=DIR=PATTERN", help="for example exp=user_data=*/*")
+    parser.add_argument("--markers", metavar="MARKER,...", help="default: PENDING,CANCEL, with --names PENDING alone")
     parser.add_argument("--heartbeat", type=float, default=20.0, metavar="SECONDS")
     parser.add_argument("--poll", type=float, default=30.0, metavar="SECONDS", help="how often what cannot be watched is listed")
     parser.add_argument("--no-list", action="store_true", help="tell only what happens from now on")
     parser.add_argument("--names", action="store_true", help="print the names of jobs and nothing else, as the older programs had it")
+    parser.add_argument("--directory", metavar="DIR", help="serve the older protocol by relay.pid, relay.names and relay.lock there")
     options = parser.parse_args(argv)
+    if os.path.basename(called) == OLDER_NAME:
+        beside = os.path.dirname(os.path.abspath(called))
+        options.directory = options.directory or beside
+        options.tree = options.tree or ["ties=%s=*/*" % os.path.join(os.path.dirname(beside), "user_data")]
+        options.names = options.names or options.nonce is None
+    if not options.tree:
+        parser.error("--tree NAME=DIR=PATTERN is needed")
     for spec in options.tree:
         if spec.count("=") < 2:
             parser.error("--tree %s: it is not NAME=DIR=PATTERN" % printable(spec))
+    options.nonce = options.nonce or "-"
+    options.markers = options.markers or ("PENDING" if options.names else "PENDING,CANCEL")
     return options
 
 
 def main(argv=None):
+    relay = Relay(arguments(argv, sys.argv[0]))
     try:
-        Relay(arguments(argv)).run()
+        relay.run()
     except (Gone, KeyboardInterrupt):
-        # Nothing is left to say, and nobody to say it to: the interpreter must not try at exit.
-        os._exit(0)
+        relay.end()
 
 
 if __name__ == "__main__":
