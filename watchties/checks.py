@@ -1,6 +1,6 @@
-"""What `watchties check` finds: configuration, hooks, this machine, every host. Each finding is one line with a remedy.
+"""What `watchties check` finds: configuration, hooks, this machine. Each finding is one line with a remedy.
 
-Knows: what watchties needs, here and far away, and how each can be looked at without changing anything.
+Knows: what watchties needs here, and how each can be looked at without changing anything. (On other hosts: hostchecks.py.)
 Must not know: the command line; how a wrong thing is put right by itself.
 """
 
@@ -12,28 +12,12 @@ import shlex
 import subprocess
 from dataclasses import dataclass
 
-from watchties import deploy, hookfiles, relays, ssh
-from watchties.errors import ConfigError, WatchtiesError
+from watchties import hookfiles
+from watchties.errors import ConfigError
 
 RSYNC_NEEDED = (3, 1, 3)  # --modify-window=-1 compares nanoseconds from there on
-PYTHON_NEEDED = (3, 6)
-MIN_FREE = 1 << 30  # bytes on a host; less is worth a word
 WATCHES = "/proc/sys/fs/inotify/max_user_watches"
 SPARE = 1.5  # what is asked of max_user_watches, times the directories there are
-
-# What one call asks of a host: NAME TAB ANSWER. $1...: the directories that must be there, after the word --: commands.
-ASK = r"""t=$(printf '\t')
-echo "agent$t$(sh scripts/agent.sh version 2>&1 | tail -n 1)"
-echo "relay$t$(sed -n 's/^VERSION = //p' scripts/relay.py 2>/dev/null)"
-echo "rsync$t$(rsync --version 2>/dev/null | sed -n 1p)"
-echo "python$t$(python3 -c 'import sys; print(sys.version.split()[0])' 2>/dev/null)"
-echo "find$t$(find --version 2>/dev/null | sed -n 1p)"
-echo "free$t$(df -Pk . 2>/dev/null | sed -n '2s/.* \([0-9][0-9]*\)  *[0-9]*%.*/\1/p')"
-while [ "$1" != -- ]; do
-    if [ ! -d "$1" ]; then echo "missing$t$1"; elif [ ! -w "$1" ] || [ ! -x "$1" ]; then echo "closed$t$1"; fi; shift
-done; shift
-for c; do command -v "$c" >/dev/null 2>&1 || echo "lacking$t$c"; done"""
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -181,62 +165,7 @@ def mail(config):
 
 
 async def hosts(config):
-    """Return what is found on all hosts, each in its order; they are asked at the same time."""
-    from watchties.config import plain
+    """Return what is found on all hosts, each in its order; see watchties/hostchecks.py."""
+    from watchties import hostchecks
 
-    as_dict = plain(config)
-    found = await asyncio.gather(*(one_host(config, as_dict, name) for name in config.host))
-    return [finding for findings in found for finding in findings]
-
-
-async def one_host(config, as_dict, name):
-    """Return the Findings on one host."""
-    far, host, where = ssh.from_config(as_dict, name), config.host[name], f"host {name}"
-    data = [tree.path[name] for tree in config.tree.values() if name in tree.hosts()]
-    words = ["sh", "-c", ASK, "check", "scripts", "bin", *data, "--", "flock", *(["setsid"] if host.scheduler == "shell" else [])]
-    try:
-        out, _ = await relays.call(far, shlex.join(words))
-    except WatchtiesError as error:
-        return [Finding(where, False, str(error).removeprefix(f"{where} "), remedy_for(error, far))]
-    return list(judged(where, name, host, [line.partition("\t")[::2] for line in out.splitlines()]))
-
-
-def remedy_for(error, far):
-    """Return what to do about a host that gave no answer."""
-    if "compties directory" in str(error):
-        return f"run: watchties deploy {far.name}"
-    return f"try: {shlex.join(ssh.login(far))} true" if far.ssh else ""
-
-
-def judged(where, name, host, answers):
-    """Yield Findings from a host's answers, pairs of a word and a text."""
-    said, deploy_it = dict(answers), f"run: watchties deploy {name}"
-    missing = [text for word, text in answers if word == "missing"]
-    if said.get("agent") == deploy.version():
-        yield Finding(where, True, f"answers, {said['agent']}")
-    else:
-        yield Finding(where, False, f"its agent is not ours ({said.get('agent') or 'none'}, not {deploy.version()})", deploy_it)
-    if missing:
-        yield Finding(where, False, f"{', '.join(missing)} not there", deploy_it)
-    if closed := [text for word, text in answers if word == "closed"]:
-        yield Finding(where, False, f"{', '.join(closed)} cannot be written to by the login", "chown it there, or set become in [host]")
-    yield rsync(where, said.get("rsync", ""))
-    if host.trigger == "relay":
-        yield from relay(where, said, deploy_it)
-    if host.role == "web" and "GNU" not in said.get("find", ""):
-        yield Finding(where, False, "its find is not GNU find", "install findutils there")
-    if lacking := [text for word, text in answers if word == "lacking"]:
-        yield Finding(where, False, f"{', '.join(lacking)} not there", "install util-linux there")
-    free = int(said.get("free") or 0) << 10
-    yield Finding(where, True if free >= MIN_FREE else None, f"{free >> 20} MB free", "" if free >= MIN_FREE else "make room there")
-
-
-def relay(where, said, deploy_it):
-    """Yield whether the relay can run on a host."""
-    ours = re.search(rb"^VERSION = (\d+)", deploy.source("relay.py"), re.M)[1].decode()
-    version = numbers(re.match(r"([\d.]+)", said.get("python", "")))
-    if said.get("relay") != ours:
-        yield Finding(where, False, f"its relay is not ours (version {said.get('relay') or 'none'}, not {ours})", deploy_it)
-    if version < PYTHON_NEEDED:
-        text = f"python3 {said['python']} is too old for the relay" if version else "python3 is not there, which the relay needs"
-        yield Finding(where, False, text, 'install python3 3.6 or newer there, or set trigger = "poll"')
+    return await hostchecks.hosts(config)

@@ -86,6 +86,7 @@ class Link:
 
     def list_again(self):
         """Ask for all that waits, now: a web host's relay is asked, a poll is brought forward; of a compute host the scheduler is."""
+        self._failures = min(self._failures, RELAY_FAILURES - 1)  # a relay that did not run is given another chance
         if self.role != WEB:
             self.listener.listed(self.far.name)
         elif self._process and self._process.returncode is None and not self._process.stdin.is_closing():

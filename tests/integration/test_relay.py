@@ -140,7 +140,7 @@ def test_listing_tells_all_that_waits_between_header_and_end(root, call):
     (root / "PENDING").touch()
     (root / "ann/PENDING").touch()
     lines = call().until(b"#listed exp")
-    assert lines[0] == b"#relay n1 1" and lines[-1] == b"#listed exp"
+    assert lines[0] == b"#relay n1 2" and lines[-1] == b"#listed exp"
     assert sorted(lines[1:-1]) == sorted(
         [line_of("PENDING", "ann/E1", one), line_of("CANCEL", "ann/E1", one), line_of(".watchties.taken.PENDING", "bob/E 2;$(x) 'é", two)]
     )
@@ -186,7 +186,7 @@ def test_hostile_names_are_refused_once_and_links_not_followed(root, call, tmp_p
 def test_list_tells_all_again_and_no_list_only_what_happens(root, call):
     place = job(root, "ann/E1", PENDING="")
     caller = call("--no-list")
-    assert caller.line() == b"#relay n1 1"
+    assert caller.line() == b"#relay n1 2"
     assert caller.line() == b"#watching exp"
     assert caller.line(0.5) is None
     os.utime(place / "PENDING")

@@ -142,6 +142,26 @@ def test_a_relay_that_is_killed_is_started_again(tmp_path):
         end(site, "ann/e2", seconds=15)
 
 
+def test_a_relay_that_does_not_run_is_replaced_by_listings_until_it_does(tmp_path):
+    def change(text):
+        return text.replace("[host.b01]", 'poll = "1s"\n[host.b01]')
+
+    site = Site(tmp_path, change=change, daemon='reconcile = "5s"')
+    relay, text = site.web.parent / "scripts/relay.py", (site.web.parent / "scripts/relay.py").read_text()
+    relay.write_text("import sys\nsys.exit('no relay today')\n")
+    with site:
+        site.drop("ann/e1")
+        end(site, "ann/e1")
+        assert "its relay does not run" in (site.base / "daemon.out").read_text()
+        relay.write_text(text)
+        site.wait(lambda: any(str(site.web.parent).encode() in cwd for cwd in relays_at(site)), 20, "the relay runs again")
+
+
+def relays_at(site):
+    """Return the working directories of the daemon's relays."""
+    return [os.fsencode(os.readlink(f"/proc/{pid}/cwd")) for pid, words in children(site.process.pid).items() if b"relay.py" in words]
+
+
 def children(parent):
     """Return pid -> command line of a process's children."""
     found = {}

@@ -43,7 +43,6 @@ OLDER_NAME = "relay_ties_directories"  # under this name it needs no options, an
 OLDER_SIGNAL = 30  # SIGPWR on x86-64 and arm64
 PID, NAMES, LOCK = "relay.pid", "relay.names", "relay.lock"
 TAKEN, NEW_PID = ".relay.names.taken", ".relay.pid.new"
-MAX_NAMES = 64 << 20  # bytes that are read of relay.names at a time
 HALF = 2.0  # seconds that a last line without an end is waited for
 RECENT = 60.0  # seconds for which, at least, it is known which PENDING was told
 
@@ -483,11 +482,11 @@ class Older:
                     break
             except BlockingIOError:
                 break
-        self.due = 0.0
+        self.due, self.tries = 0.0, 0
 
     def look_again(self):
         """Look at each heartbeat: a writer may have been killed before its signal, another relay may have ended."""
-        self.due, self.tries = 0.0, 0
+        self.due = 0.0
         if self.pid_file is not None and not same_file(self.pid_file, self.path(PID)):
             os.close(self.pid_file)  # somebody has removed or replaced it, so that no sender finds us
             self.pid_file = None
@@ -577,6 +576,8 @@ class Older:
 
     def take(self):
         """Tell the names that are there, first those that an earlier relay had taken. Return "", or what stands in the way."""
+        if any(tree.identity is None for tree in self.relay.trees):
+            return "names in %s wait until all trees are there" % self.path(NAMES)  # or each would be refused, and lost
         while True:
             if os.path.lexists(self.path(TAKEN)):
                 if not self.tell_taken():
@@ -597,7 +598,7 @@ class Older:
         """Tell the names that were taken; remove them when they are told. Return False if the last one is waited for."""
         fd = os.open(self.path(TAKEN), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(fd, "rb") as file:
-            data = file.read(MAX_NAMES)
+            data = file.read()
         if data[-1:] not in (b"", b"\n") and self.waits_for_end():
             return False
         self.half = None
@@ -751,7 +752,7 @@ class Relay:
             poller.register(0, select.POLLIN)
         if self.older:
             poller.register(self.older.pipe, select.POLLIN)
-        due = min([self.next_beat] + [self.next_poll for tree in self.trees if tree.polled()] + [self.older.due] * bool(self.older))
+        due = min([self.next_beat] + [self.next_poll for tree in self.trees if tree.polled()] + ([self.older.due] if self.older else []))
         for fd, _ in poller.poll(max(0, due - time.monotonic()) * 1000 + 1):
             if fd == 1:
                 raise Gone()
@@ -809,7 +810,7 @@ def arguments(argv, called=""):
         epilog=OLDER_HELP, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--nonce", help="a word that the first line repeats")
     parser.add_argument("--tree", action="append", metavar="NAME=DIR=PATTERN", help="for example exp=user_data=*/*")
-    parser.add_argument("--markers", metavar="MARKER,...", help="default: PENDING,CANCEL, with --names PENDING alone")
+    parser.add_argument("--markers", metavar="MARKER,...", help="default: PENDING,CANCEL")
     parser.add_argument("--heartbeat", type=float, default=20.0, metavar="SECONDS")
     parser.add_argument("--poll", type=float, default=30.0, metavar="SECONDS", help="how often what cannot be watched is listed")
     parser.add_argument("--no-list", action="store_true", help="tell only what happens from now on")
@@ -821,13 +822,14 @@ def arguments(argv, called=""):
         options.directory = options.directory or beside
         options.tree = options.tree or ["ties=%s=*/*" % os.path.join(os.path.dirname(beside), "user_data")]
         options.names = options.names or options.nonce is None
+        options.markers = options.markers or "PENDING"  # a name alone cannot tell that it is a CANCEL
     if not options.tree:
         parser.error("--tree NAME=DIR=PATTERN is needed")
     for spec in options.tree:
         if spec.count("=") < 2:
             parser.error("--tree %s: it is not NAME=DIR=PATTERN" % printable(spec))
     options.nonce = options.nonce or "-"
-    options.markers = options.markers or ("PENDING" if options.names else "PENDING,CANCEL")
+    options.markers = options.markers or "PENDING,CANCEL"
     return options
 
 
