@@ -5,6 +5,7 @@ Must not know: what a marker means, how a run ends; it only passes on who is to 
 """
 
 import asyncio
+import itertools
 import logging
 import os
 import shutil
@@ -27,6 +28,7 @@ from watchties.teller import Teller
 from watchties.watch import MirrorWatch
 
 RESCAN_PAUSE = 0.5  # seconds before a mirror is scanned once more: after an overflow, the storm may go on
+REBUILD = 500  # jobs of which the journal is told at once
 SLICE = 0.02  # seconds that a scan may keep the loop to itself
 GLANCE = 2.0  # seconds between two looks at the disk and at hosts that are down
 SHUTDOWN = 12.0  # seconds for hooks that were told to stop
@@ -181,10 +183,11 @@ class Daemon:
             self.journal.prune(time.time() - self.config.daemon.journal_keep)
 
     async def _rebuild(self):
-        rows = await asyncio.get_running_loop().run_in_executor(None, lambda: list(rebuild.rows(self.config)))
-        self.journal.rebuild(rows)
-        for job in self.engine.jobs:
-            self.teller.changed(job, job.record)
+        """Fill a journal that is new from the records, a few jobs at a time."""
+        rows, loop = rebuild.rows(self.config), asyncio.get_running_loop()
+        while some := await loop.run_in_executor(None, lambda: list(itertools.islice(rows, REBUILD))):
+            self.journal.put_many([row for row in some if not self.engine.jobs.get(JobId(*row[:2]))])
+        self.journal.fresh = False
 
     # ---- hosts ----
 

@@ -86,10 +86,10 @@ def write_new(path, data):
         os.close(fd)
 
 
-def replace(path, data):
-    """Plan: put `data` (bytes) in place of the file `path`, whole or not at all."""
+def replace(path, data, before=()):
+    """Plan: put `data` (bytes) in place of the file `path`, whole or not at all; after the paths `before` are durable."""
     new = f"{path}.new"
     write_new(new, data)
-    yield [new]
+    yield [new, *before]
     os.rename(new, path)
     yield [os.path.dirname(path)]

@@ -129,7 +129,7 @@ class Engine:
             else:  # the disk did not take it: the run's directory stays, and is read again
                 asyncio.get_running_loop().call_later(DISK_AGAIN, self._again, one)
         await self._start_runs()
-        self.tell.flush()
+        self.tell.flush(later=bool(self.dirty))
 
     def _again(self, ended):
         """A run has ended, or its outcome is to be taken in once more."""

@@ -8,7 +8,8 @@ import os
 import signal
 import sys
 
-AGAIN = 75  # as in errors.py
+from watchties.errors import AGAIN
+
 
 # What every hook of ours imports. Importing sh and tenacity costs 90 ms; forking a process that has them, 5.
 PRELOAD = [
@@ -60,6 +61,11 @@ def _run_file(path):
         return 0
     except SystemExit as stop:
         return exit_code(stop.code)
+    except (ImportError, SyntaxError):  # half an upgrade: modules of two versions met; the next try finds one
+        import traceback
+
+        traceback.print_exc()
+        return AGAIN
     except BaseException:
         import traceback
 

@@ -167,12 +167,13 @@ def put_request(job_dir, name):
     return ns
 
 
-def set_open(job_dir):
-    """Plan: raise the flag that says something is left to do, before there is."""
+def raise_flag(job_dir):
+    """Make the flag that says something is left to do; return the paths that must be durable before there is."""
     path = os.path.join(job_dir, OPEN_FLAG)
-    if not os.path.lexists(path):
-        durable.write_new(path, b"")
-        yield [path, job_dir]
+    if os.path.lexists(path):
+        return []
+    durable.write_new(path, b"")
+    return [path, job_dir]
 
 
 def set_closed(job_dir):

@@ -251,10 +251,11 @@ def load(job_dir):
         raise Unsafe(f"{path} is damaged ({error}); look at it, and move it away to begin this job anew") from None
 
 
-def save(job_dir, record):
-    """Plan: make the record durable; the directory for it is made where it is missing."""
+def save(job_dir, record, before=()):
+    """Plan: make the record durable; `before`: paths that must be so no later. Its directory is made where it is missing."""
     where = directory(job_dir)
+    before = list(before)
     if not os.path.isdir(where):
         os.mkdir(where)
-        yield [job_dir]
-    yield from durable.replace(os.path.join(where, FILE), dumps(record))
+        before.append(job_dir)
+    yield from durable.replace(os.path.join(where, FILE), dumps(record), before)

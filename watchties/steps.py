@@ -30,11 +30,10 @@ def perform(job, step, new_token):
 
 
 def save(job, new):
-    """Plan: raise the open flag if it is not up, then make the record durable."""
-    if not job.opened:
-        yield from markers.set_open(job.dir)
-        job.opened = True
-    yield from record.save(job.dir, new)
+    """Plan: make the record durable, and before it the open flag: both in one go."""
+    made = [] if job.opened else markers.raise_flag(job.dir)
+    yield from record.save(job.dir, new, made)
+    job.opened = True
     return new
 
 

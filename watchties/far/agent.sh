@@ -26,7 +26,7 @@
 #   intent.RUN   the claim, renamed by submit before the scheduler hears anything
 #   reply        what the scheduler said, whole: the submission is known to have happened (or to have failed)
 #   begun        ONE name for the wrapper's start and for the tombstone of cancel (state=cancelled)
-#   killed       cancel is stopping it     exit   the wrapper's last word, durable before the marker DONE or FAILED
+#   killed       cancel is stopping it     exit   the wrapper's last word, before the marker DONE or FAILED
 # An earlier attempt's markers and outputs are moved to JOB/.watchties/before.ATTEMPT/.
 #
 # Each rule of the protocol is one function with the rule's name: far_lock, restore_hidden, back_over_accepted,
@@ -1025,7 +1025,8 @@ wrapper_stop() {
     fi
 }
 
-# wrapper_exit: write `exit` and the marker, whole and durable; the marker still hidden. False if that cannot be done
+# wrapper_exit: write `exit` and the marker, whole; the marker still hidden. False if that cannot be done. `status` makes it
+# durable for all that have ended, before anybody acts on it: a sync for each job costs more than the job
 wrapper_exit() {
     read_uptime
     took=$((uptime - began_at))
@@ -1041,10 +1042,10 @@ wrapper_exit() {
     IFS=$TAB
     two_digits $((took % 100))
     write_new "$a/exit.new" "code=$code$NL${signal}began=$began${NL}ended=$iso${NL}seconds=$((took / 100)).$two
-files=${1-}${NL}bytes=${2-}$NL${killed:+killed=1$NL}" || return 1
+files=${1-}${NL}bytes=${2-}${NL}host=$this_host${NL}boot=$this_boot$NL${killed:+killed=1$NL}" || return 1
     write_new "$dir/.watchties.new.$marker" "state=$marker${NL}attempt=$attempt${NL}token=$token${NL}exit=$code${NL}ended=$iso$NL$cause" ||
         return 1
-    mv -f "$a/exit.new" "$a/exit" && durable
+    mv -f "$a/exit.new" "$a/exit"
 }
 
 # count_files: print number and bytes of the regular files in the job, without what is ours (markers, record)
@@ -1213,10 +1214,11 @@ do_status() { # DATA [QUERY]
     use_this_host
     query=${2-}
     [ -z "$query" ] || ask_scheduler "$query"
-    sessions=''
+    sessions='' ended=''
     while read_chunk 100; do
         every status_tell
     done
+    [ -z "$ended" ] || must_be_durable # what has ended is acted upon from now on
     [ -z "$query" ] || tell_query
 }
 
@@ -1266,7 +1268,14 @@ status_tell() { # JOB ATTEMPT TOKEN
         done
         set -f
     fi
+    [ "$state" != exit ] || status_exit
     printf '%s\n' "$job$TAB$state${text:+$TAB$text}${alive:+${TAB}alive=$alive}"
+}
+
+# status_exit: it has ended; if the host has booted since, what was not on disk then is lost
+status_exit() {
+    ended=1
+    [ "$f_host" != "$this_host" ] || [ "$f_boot" = "$this_boot" ] || text="$text${TAB}rebooted=1"
 }
 
 # status_begun: it has begun, as far as the files say; is it alive? Its end may be written while we look
