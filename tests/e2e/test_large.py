@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import subprocess
 import time
@@ -39,7 +40,7 @@ def at_rest(site, job, state="DONE", seconds=120):
 
 def received(lab, host):
     """Return the bytes that have come in at a host's cable since it was switched on."""
-    return int(lab.on(host, ["cat", "/sys/class/net/eth0/statistics/rx_bytes"]).stdout)
+    return json.loads(lab.on(host, ["ip", "-s", "-j", "link", "show", "eth0"]).stdout)[0]["stats64"]["rx"]["bytes"]
 
 
 def under_way(where, name):
