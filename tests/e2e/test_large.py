@@ -113,8 +113,63 @@ def test_inputs_that_were_cut_arrive_whole_and_leave_nothing_behind(lab, how):
             lab.fault("down", "b01")
             time.sleep(15)
             lab.fault("clear", "b01")
-        before = received(lab, "b01")
         at_rest(site, job)
-        print(f"{how}: {(received(lab, 'b01') - before) // MB} MB went after it")
         assert site.runs(job) == 1
-        print([p for p in (site.compute / job).iterdir()], [p for p in (site.web / job).iterdir()])
+        assert (site.compute / job / "noise.bin").read_bytes() == (site.web / job / "noise.bin").read_bytes()
+
+
+@contextlib.contextmanager
+def small_disk(lab, site, size):
+    """Mount a small disk where the jobs of b01 lie; what is on it can be seen on b01 only."""
+    where = "/home/runcompties/compties/user_data"
+    lab.on("b01", ["mount", "-t", "tmpfs", "-o", f"size={size},uid=2002,gid=2002,mode=755", "tmpfs", where])
+    try:
+        yield lambda options: lab.on("b01", ["mount", "-o", f"remount,{options}", where])
+    finally:
+        lab.on("b01", ["umount", "-l", where])
+
+
+def test_a_full_disk_on_the_compute_host_is_told_and_jobs_go_on_when_there_is_room(lab):
+    with LabSite(lab, compute=("b01",), edit=QUICK) as site, small_disk(lab, site, "12m") as remount:
+        site.drop("ann/large", files={"noise.bin": os.urandom(20 * MB)})
+        waits_for(site, "ann/large", "a disk is full", seconds=40)
+        site.drop("eve/small")
+        at_rest_but = site.wait_state("eve/small", "DONE", 40)
+        site.drop("bob/makes much", "echo run >>runs.log; head -c 30000000 /dev/urandom >big.out\n")
+        fields = site.wait_state("bob/makes much", "FAILED", 60)
+        print("a full disk under a job:", fields, site.watchties("status", "bob/makes much").stdout)
+        assert at_rest_but["exit"] == "0" and site.marker("ann/large")[0] == "PENDING"
+        remount("size=100m")
+        assert at_rest(site, "ann/large")["attempt"] == "1"
+        assert (site.web / "ann/large/runs.log").read_text() == "run\n"
+        site.touch("bob/makes much")
+        at_rest(site, "bob/makes much")
+        assert (site.web / "bob/makes much/big.out").stat().st_size == 30 * MB
+
+
+def test_a_read_only_disk_on_the_compute_host_is_told_and_jobs_go_on_when_it_is_mended(lab):
+    with LabSite(lab, compute=("b01",), edit=QUICK) as site, small_disk(lab, site, "50m") as remount:
+        remount("ro")
+        site.drop("ann/waits")
+        waits_for(site, "ann/waits", "Read-only", seconds=40)
+        assert site.marker("ann/waits")[0] == "PENDING"
+        checked = site.watchties("check", check=False).stdout
+        assert [line for line in checked.splitlines() if "WRONG" in line and "b01" in line], checked
+        remount("rw")
+        assert at_rest(site, "ann/waits")["attempt"] == "1"
+        assert (site.web / "ann/waits/runs.log").read_text() == "run\n"
+
+
+def test_a_bashrc_that_prints_is_told_and_jobs_go_on_when_it_is_silent(lab):
+    noisy = lab.home("b01", "runcompties") / ".bashrc"
+    with LabSite(lab, compute=("b01",), edit=QUICK) as site:
+        try:
+            give(put(noisy, "echo Welcome to b01, mind the step; echo and this >&2\n"), "runcompties")
+            site.drop("ann/waits")
+            waits_for(site, "ann/waits", "login that prints", seconds=40)
+            print(site.watchties("status", "ann/waits").stdout)
+            assert site.marker("ann/waits")[0] == "PENDING" and not site.runs("ann/waits")
+        finally:
+            noisy.unlink()
+        assert at_rest(site, "ann/waits")["attempt"] == "1"
+        assert site.runs("ann/waits") == 1
