@@ -4,14 +4,17 @@ Knows: that exit codes 11, 23 and 24, and a full disk, may be one job's doing; h
 Must not know: rsync's options (transfer.py), why something travels, what becomes of a job.
 """
 
+import os
+import re
 import shlex
 
 from watchties import manifest, retry, shell
-from watchties.errors import CommandFailed
+from watchties.errors import CommandFailed, Unreachable
 from watchties.model import depth
-from watchties.transfer import PARTIAL, RsyncFailed, rsync
+from watchties.transfer import AGAIN, PARTIAL, RsyncFailed, rsync
 
 VANISHED = 24
+TEMPORARY = re.compile(r"\.(.+)\.[A-Za-z0-9]{6}")  # rsync's name for a file that is being received
 
 
 def carry(route, names, *, spared=None, **how):
@@ -25,7 +28,7 @@ def carry(route, names, *, spared=None, **how):
     def step(jobs):
         excluded = [f"{job.job}/{path}" for job in jobs for path in spared.get(job, ())]
         try:
-            listed = retry.network(rsync, route, [n for job in jobs for n in names[job]], exclude=excluded, **how)
+            listed = retry.network(_once, route, jobs, [n for job in jobs for n in names[job]], [], exclude=excluded, **how)
         except RsyncFailed as error:
             if error.no_space:
                 make_room(route, jobs, how["inward"])
@@ -38,6 +41,17 @@ def carry(route, names, *, spared=None, **how):
     return {job: results.get(job, {}) for job in names}
 
 
+def _once(route, jobs, names, cut, **how):
+    """Run one rsync; a repetition of one that was cut goes on from what that has left on the host. cut: empty at first."""
+    if cut:
+        take_up_cut(route, jobs)
+    try:
+        return rsync(route, names, **how)
+    except (RsyncFailed, Unreachable) as error:
+        cut += [error] if getattr(error, "kind", AGAIN) == AGAIN and not how["inward"] else []
+        raise
+
+
 def make_room(route, jobs, inward):
     """Remove what rsync has kept of unfinished files: on a full disk it would stop every other job too."""
     root = route.mirror if inward else route.data
@@ -47,6 +61,30 @@ def make_room(route, jobs, inward):
             shell.run(["sh", "-c", text], timeout=600)
         else:
             shell.far(route.far, text, timeout=600)
+
+
+def take_up_cut(route, jobs):
+    """Have what a host that went down in mid-transfer has left under rsync's temporary names taken for unfinished files.
+
+    Else the next rsync to that host would begin anew, and fetch would bring them home as results. A name counts only if
+    the mirror has that file.
+    """
+    for job in jobs:
+        root = f"{route.data}/{job.job}"
+        found = shell.far(route.far, f"find {shlex.quote(root)} -type f -name '.?*.??????'", timeout=600).out.split("\n")
+        moves = [text for path in found if (text := _as_partial(root, path.removeprefix(root + "/"), job.dir))]
+        for some in shell.chunks(moves):
+            shell.far(route.far, "; ".join(some))
+
+
+def _as_partial(root, path, here):
+    """Return shell text that keeps rsync's temporary file `.NAME.XXXXXX` as what it has of NAME, or "" for any other file."""
+    folder, name = os.path.split(path)
+    match = TEMPORARY.fullmatch(name)
+    if not match or os.path.lexists(os.path.join(here, path)) or not os.path.isfile(os.path.join(here, folder, match[1])):
+        return ""
+    keep = os.path.join(root, folder, manifest.PARTIAL)
+    return f"mkdir -p {shlex.quote(keep)} && mv -f {shlex.quote(os.path.join(root, path))} {shlex.quote(os.path.join(keep, match[1]))}"
 
 
 def _by_job(jobs, listed, levels):

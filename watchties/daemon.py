@@ -118,6 +118,7 @@ class Daemon:
             await self._await_locks()
         self.engine.halt()
         await asyncio.wait([self._engine], timeout=SHUTDOWN)
+        self.engine.flush()
         await self._cancel(self._tasks)
         self.runner.close()
         self.journal.close()

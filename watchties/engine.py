@@ -9,7 +9,6 @@ wait for one syncfs. Records change in passes only, one pass at a time.
 
 import asyncio
 import contextlib
-import heapq
 import itertools
 import time
 
@@ -17,10 +16,12 @@ from watchties import decide, durable, outcomes, steps
 from watchties.dispatch import Dispatch
 from watchties.errors import WatchtiesError
 from watchties.jobs import Jobs
+from watchties.lanes import Alarms
 from watchties.model import PENDING, SUBMITTED, JobId, one_line
 from watchties.seen import Step, World
 
 AT_ONCE = 1000  # jobs that one pass looks at, so that no pass takes long
+GATHER = 0.1  # seconds that the journal may lag behind
 DISK_AGAIN = 5.0  # seconds before a job whose plan met an error of the disk is looked at again
 
 
@@ -36,8 +37,8 @@ class Engine:
         self.dispatch = Dispatch(config, self.jobs, runner, dirs, hooks, tell, self._again)
         self.down, self.blocked = {}, {}
         self.dirty, self.ended = {}, []
-        self.kick, self._wakes = asyncio.Event(), []
-        self.starting, self.halted = True, False
+        self.kick, self._alarms = asyncio.Event(), Alarms()
+        self.starting, self.halted, self._flush = True, False, None
 
     # ---- what others tell ----
 
@@ -106,13 +107,10 @@ class Engine:
     async def _until_something(self):
         if self.dirty or self.ended:
             return
-        timeout = max(0.0, self._wakes[0][0] - self.clock()) if self._wakes else None
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout):  # not wait_for: in 3.11 it loses a cancellation that comes with the kick
+            async with asyncio.timeout(self._alarms.seconds(self.clock())):  # not wait_for: in 3.11 it can lose a cancellation
                 await self.kick.wait()
-        now = self.clock()
-        while self._wakes and self._wakes[0][0] <= now:
-            self.dirty[heapq.heappop(self._wakes)[1]] = None
+        self.dirty |= dict.fromkeys(self._alarms.due(self.clock()))
 
     async def one_pass(self):
         """Take in outcomes, look at what is dirty, write, start."""
@@ -129,7 +127,13 @@ class Engine:
             else:  # the disk did not take it: the run's directory stays, and is read again
                 asyncio.get_running_loop().call_later(DISK_AGAIN, self._again, one)
         await self._start_runs()
-        self.tell.flush(later=bool(self.dirty))
+        if self._flush is None:  # not now: what is to start starts first
+            self._flush = asyncio.get_running_loop().call_later(GATHER, self.flush)
+
+    def flush(self):
+        """Write what has gathered to the journal."""
+        self._flush = None
+        self.tell.flush()
 
     def _again(self, ended):
         """A run has ended, or its outcome is to be taken in once more."""
@@ -167,15 +171,12 @@ class Engine:
         text = one_line(f"the {what} cannot be written: {error.strerror or error} ({error.filename or where or job.dir})")
         self.tell.waiting(job, text)
         self.tell.problem("disk", text)
-        self._wake(job.id, self.clock() + DISK_AGAIN)
+        self._alarms.set(job.id, self.clock() + DISK_AGAIN)
 
     def _at_rest(self, job):
         self.tell.changed(job, job.record)
         if job.id not in self.dirty:  # nothing was heard of it while its flag was taken down
             self.jobs.drop(job.id)
-
-    def _wake(self, job_id, when):
-        heapq.heappush(self._wakes, (when, job_id))
 
     # ---- outcomes ----
 
@@ -244,7 +245,7 @@ class Engine:
         held = [why for start in decision.starts if (why := self.dispatch.offer(job, start))]
         for wait in decision.waits:
             if wait.until:
-                self._wake(job.id, wait.until)
+                self._alarms.set(job.id, wait.until)
         self.tell.waiting(job, "; ".join(held) or decision.reason)
 
     def _world(self, tree):

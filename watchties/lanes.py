@@ -1,9 +1,10 @@
 """Queues: which jobs go into the next run of a rule on a host, and whether the host is to be bothered now.
 
-Knows: lanes with slots, batches, fairness over users, jobs that travel alone, and the breaker of a host.
+Knows: lanes with slots, batches, fairness over users, jobs that travel alone, alarms, and the breaker of a host.
 Must not know: what a run does, records, disks. Time is passed in.
 """
 
+import heapq
 import random
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
@@ -93,6 +94,28 @@ class Lane:
         left = self.batch - len(jobs)
         jobs += self.bounded.take(left if room is None else max(0, min(left, room)))
         return (slot, jobs) if jobs else None
+
+
+class Alarms:
+    """When which item is to be looked at again."""
+
+    def __init__(self):
+        self._heap = []
+
+    def set(self, item, when):
+        """Have an item fall due at a time; another alarm of the same item stays."""
+        heapq.heappush(self._heap, (when, item))
+
+    def seconds(self, now):
+        """Return the seconds until the next one, None if there is none."""
+        return max(0.0, self._heap[0][0] - now) if self._heap else None
+
+    def due(self, now):
+        """Return the items whose time has come, and forget them."""
+        items = []
+        while self._heap and self._heap[0][0] <= now:
+            items.append(heapq.heappop(self._heap)[1])
+        return items
 
 
 @dataclass

@@ -168,12 +168,12 @@ def put_request(job_dir, name):
 
 
 def raise_flag(job_dir):
-    """Make the flag that says something is left to do; return the paths that must be durable before there is."""
+    """Make the flag that says something is left to do; return what must be durable before there is: its name is all it says."""
     path = os.path.join(job_dir, OPEN_FLAG)
     if os.path.lexists(path):
         return []
     durable.write_new(path, b"")
-    return [path, job_dir]
+    return [job_dir]
 
 
 def set_closed(job_dir):

@@ -30,6 +30,7 @@ class Submission:
         self.resources, self.options = host.get("resources") or {}, host.get("submit_options") or []
         self.unknown = {}  # job -> why it has to be asked by name
         self.replied = set()  # jobs whose claim came with a stored reply
+        self.cut = []  # jobs that were claimed before: an earlier run was cut off, maybe while the inputs travelled
         self.useless = []  # jobs whose stored reply is no submission: it must not be given again
 
     def carry_out(self, jobs):
@@ -60,7 +61,9 @@ class Submission:
             self.replied.add(job)
         elif claim.word == "unknown":
             self.unknown[job] = "an earlier run was cut off while it was submitting"
-        elif claim.word not in ("new", "held"):
+        elif claim.word == "held":
+            self.cut.append(job)
+        elif claim.word != "new":
             self.run.retry(job, f"{self.run.host} could not claim it: {claim.detail()}")
 
     def bring_inputs(self, jobs):
@@ -74,6 +77,7 @@ class Submission:
         for job, error in manifest.write("manifest", lists).items():
             self.run.retry(job, error)
             del lists[job]
+        batches.take_up_cut(self.route, [job for job in self.cut if job in lists])
         sent = batches.carry(self.route, {job: [job.job] for job in lists}, inward=False, timeout=self.run.timeout)
         failed = self.run.failures(sent)
         return [job for job in lists if job not in failed]

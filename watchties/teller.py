@@ -10,7 +10,6 @@ import time
 from watchties.model import PENDING, JobId, one_line, printable
 
 SAME_NOTICE = 3600.0  # seconds before the administrator is told the same again
-GATHER = 0.5  # seconds that the journal may lag behind while work waits
 SAME_PROBLEM = 300.0  # seconds before the log says the same again
 
 log = logging.getLogger("watchties")
@@ -22,7 +21,7 @@ class Teller:
     def __init__(self, journal, hooklog, clock=time.time):
         self.journal, self.hooklog, self.clock = journal, hooklog, clock
         self.on_host_failed = self.on_notice = lambda *_: None
-        self._events, self._rows, self._said, self._flushed = [], {}, {}, 0.0
+        self._events, self._rows, self._said = [], {}, {}
 
     # ---- jobs ----
 
@@ -104,12 +103,8 @@ class Teller:
         self._said[kind, text] = now
         return True
 
-    def flush(self, later=False):
-        """Write what has gathered to the journal; `later`: work waits, so only if it has gathered for a while."""
-        now = self.clock()
-        if later and now - self._flushed < GATHER:
-            return
-        self._flushed = now
+    def flush(self):
+        """Write what has gathered to the journal."""
         rows, self._rows = self._rows, {}
         events, self._events = self._events, []
         if rows:

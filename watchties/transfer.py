@@ -36,7 +36,7 @@ OK, AGAIN, RESOURCES, PARTIAL, PERMANENT = "ok", "again", "resources", "partial"
 EXIT_CODES = {  # rsync(1), EXIT VALUES; 124 to 127 and 255 are the remote shell's
     0: (OK, ""),
     1: (PERMANENT, "an option that this rsync does not know"),
-    2: (PERMANENT, "the two rsyncs do not understand each other"),
+    2: (PERMANENT, "the two rsyncs do not understand each other: a login that prints, or one that is too old"),
     3: (PERMANENT, "the tree's directory is not there, or is none"),
     4: (PERMANENT, "asked for what this rsync cannot do"),
     5: (AGAIN, "the far side did not start"),

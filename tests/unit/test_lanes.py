@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watchties.lanes import ALONE, PROBE_MAXIMUM, Breaker, FairQueue, Lane, backoff
+from watchties.lanes import ALONE, PROBE_MAXIMUM, Alarms, Breaker, FairQueue, Lane, backoff
 
 
 def test_users_take_turns():
@@ -112,3 +112,13 @@ def test_no_more_runs_than_slots(parallel):
     while found := lane.next_batch():
         lane.busy.add(found[0])
     assert len(lane.busy) == parallel
+
+
+def test_alarms_fall_due_in_time_and_once():
+    alarms = Alarms()
+    assert alarms.seconds(0) is None
+    for item, when in ("b", 20), ("a", 10), ("c", 30):
+        alarms.set(item, when)
+    assert alarms.seconds(4) == 6 and alarms.due(9) == []
+    assert alarms.due(20) == ["a", "b"] and alarms.seconds(40) == 0
+    assert alarms.due(40) == ["c"] and alarms.due(99) == []
