@@ -3,6 +3,7 @@
 import asyncio
 
 from watchties.engine import Engine
+from watchties.lanes import Alarms
 from watchties.relays import Link
 
 
@@ -10,7 +11,8 @@ def engine():
     """Return an Engine with nothing to do."""
     made = Engine.__new__(Engine)
     made.dirty, made.ended, made.clock, made.halted = {}, [], lambda: 0.0, False
-    made.kick, made._wakes = asyncio.Event(), [(1000.0, "job")]
+    made.kick, made._alarms = asyncio.Event(), Alarms()
+    made._alarms.set("job", 1000.0)
     made.one_pass = lambda: asyncio.sleep(0)
     return made
 
