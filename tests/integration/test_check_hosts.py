@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 
 import pytest
@@ -159,5 +160,6 @@ def test_too_few_watches_there_are_named_with_the_sysctl():
 def test_the_command_says_it_all_as_json(hosts):
     environment = os.environ | {"WATCHTIES_CONF_DIR": str(hosts.conf), "WATCHTIES_STATE_DIR": str(hosts.base / "state")}
     (hosts.sshd.home / ".bashrc").write_text("echo hello there\n")
-    shown = subprocess.run(["watchties", "check", "--json"], env=environment, capture_output=True, text=True, timeout=100)
+    command = os.path.join(os.path.dirname(sys.executable), "watchties")
+    shown = subprocess.run([command, "check", "--json"], env=environment, capture_output=True, text=True, timeout=100)
     assert any("prints 'hello there'" in finding["text"] and finding["ok"] is False for finding in json.loads(shown.stdout))

@@ -575,7 +575,7 @@ def test_shipped_fragments_work_as_they_stand(shipped, home):
     assert loaded.tree["main"].path == {"vision": "user_data", "b01": "user_data"}
     assert loaded.mail.folder == str(home / ".local/state/watchties/mail") and loaded.mail.sender == "watchties@localhost"
     assert {rule.name: (rule.batch, rule.hook) for rule in loaded.rule} == {
-        name: (1 if name == "notice" else 2000 if name == "poll" else 500, name) for name in configcheck.OURS
+        name: ({"notice": 1, "poll": 2000, "submit": 100}.get(name, 500), name) for name in configcheck.OURS
     }
 
 
