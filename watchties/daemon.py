@@ -83,6 +83,7 @@ class Daemon:
                 lambda job, reason, tree=name: self.teller.refuse_name(tree, job, reason),
             )
         self._look_at_disks()
+        await asyncio.gather(*(link.masters.end_former() for link in self.links.values() if link.masters))
         await self.engine.recover()
         self._engine = self._spawn(self.engine.run())
         for name in self.watches:

@@ -123,7 +123,8 @@ class Engine:
         good = await self._carry_out(plans)
         for one in ended:
             if all(i in good for i in one.run.ids() if i in plans):
-                self._release(one)
+                self.tell.run_ended(one)
+                self.dirty |= dict.fromkeys(self.dispatch.release(one.run))
             else:  # the disk did not take it: the run's directory stays, and is read again
                 asyncio.get_running_loop().call_later(DISK_AGAIN, self._again, one)
         await self._start_runs()
@@ -205,10 +206,6 @@ class Engine:
                 job.polled = self.clock()
                 job.compute = outcome.fields.get("seen") or job.compute
         return taken.record
-
-    def _release(self, ended):
-        self.tell.run_ended(ended)
-        self.dirty |= dict.fromkeys(self.dispatch.release(ended.run))
 
     # ---- decisions ----
 

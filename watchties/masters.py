@@ -16,6 +16,7 @@ from watchties.lanes import backoff
 
 KINDS = tuple(ssh.ALIVE)
 AGAIN, SELDOM = 1.0, 60.0  # seconds before a connection that ended is opened again: first, and at most
+FORMER_ENDS = 5.0  # seconds for connections of a killed daemon to end
 LONGEST = 80  # characters of a socket's path: the kernel takes 104, and ssh adds some of its own while it binds
 
 
@@ -46,6 +47,12 @@ class Masters:
     async def run(self):
         """Hold both until cancelled."""
         await asyncio.gather(*(self._keep(kind) for kind in KINDS))
+
+    async def end_former(self):
+        """End what a killed daemon has left, before anything new goes over it and is cut: the host would count as down."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FORMER_ENDS):
+                await asyncio.gather(*(self._end_former(kind) for kind in KINDS))
 
     def renew(self):
         """End both, to be opened again: after an outage a connection that survived may stall for minutes in TCP's backoff."""

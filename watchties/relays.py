@@ -107,8 +107,8 @@ class Link:
                 raise Unreachable(f"host {name}: {self.far.root}/scripts/agent.sh does not run; try: watchties deploy {name}")
         except WatchtiesError as error:
             self.breaker.next_probe = 0
-            if self.breaker.failed(str(error), time.time()):
-                self.listener.down(self.far.name, str(error))
+            self.breaker.failed(str(error), time.time())
+            self.listener.down(self.far.name, str(error))  # also where it is no news: the reason may be another one by now
             return False
         self.listener.up(self.far.name, self.breaker.answered())
         return True
