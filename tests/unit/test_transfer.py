@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from helpers import make_site, put  # noqa: E402
+from helpers import free_port, make_site, put  # noqa: E402
 
 from watchties import batches, transfer  # noqa: E402
 from watchties.errors import CommandFailed, NotNow, Unreachable, WatchtiesError  # noqa: E402
@@ -300,62 +300,26 @@ def test_a_mirror_that_is_not_there_is_no_jobs_fault_and_is_not_made(site, route
 
 # ---- hosts that are reached ----
 
-FAKE_SSH = """#!/bin/sh
-# Stands for ssh: leaves out its options, then lets a shell read the command as sshd would.
-printf '%s\\n' "$*" >>"$FAKE_LOG"
-[ -n "$FAKE_SSH_BROKEN" ] && { echo "ssh: connect to host b01 port 22: Connection refused" >&2; exit 255; }
-while [ "$1" != -- ]; do shift; done
-shift 2
-cd "$FAKE_HOME" && exec sh -c "$*"
-"""
 
-
-@pytest.fixture
-def fake_ssh(tmp_path, monkeypatch):
-    put(tmp_path / "bin/ssh", FAKE_SSH).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setenv("FAKE_LOG", str(tmp_path / "ssh.log"))
-    return tmp_path / "ssh.log"
-
-
-def test_over_ssh_relative_to_the_home_of_the_login(site, fake_ssh, monkeypatch):
-    site.config["host"]["vision"] |= {"ssh": "ssh://www@vision:2222", "root": "compties", "ssh_options": ["Port=2222", "-i 'a key'"]}
-    monkeypatch.setenv("FAKE_HOME", str(site.base / "vision"))
-    monkeypatch.setenv("HOME", str(site.base / "vision"))
-    route, job = transfer.Route.of(site.config, "ties", "vision"), job_of(site, "ann/e $(x) '1'")
-    for name in NASTY:
-        put(site.web / job.job / name, name)
-    assert set(batches.carry(route, {job: [job.job]}, inward=True, listing=True)[job]) == set(NASTY)
-    put(site.mirror / job.job / "made", "x")
-    batches.carry(route, {job: [f"{job.job}/made"]}, inward=False, recursive=False)
-    assert (site.web / job.job / "made").read_text() == "x"
-    assert "-o Port=2222 -i a key " in fake_ssh.read_text() and " -- ssh://www@vision:2222 " in fake_ssh.read_text()
-
-
-def test_ssh_that_cannot_connect_is_unreachable(site, fake_ssh, monkeypatch):
-    site.config["host"]["vision"] |= {"ssh": "vision", "root": "compties"}
-    monkeypatch.setenv("FAKE_SSH_BROKEN", "1")
+def test_ssh_that_cannot_connect_is_unreachable(site, monkeypatch):
+    site.config["host"]["vision"] |= {"ssh": "127.0.0.1", "root": "compties", "ssh_options": [f"Port={free_port()}"]}
     monkeypatch.setattr("watchties.retry.WAIT", lambda state: 0)
     route, job = transfer.Route.of(site.config, "ties", "vision"), job_of(site, "ann/e1")
     with pytest.raises(Unreachable, match="vision did not answer: .*Connection refused"):
         batches.carry(route, {job: [job.job]}, inward=True)
-    assert len(fake_ssh.read_text().splitlines()) == 4  # two quick tries, and a look each; the daemon does the rest
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
-@pytest.mark.parametrize("ssh", ["", "vision"])
-def test_become_owns_what_is_written(fake_ssh, monkeypatch, ssh):
+def test_become_owns_what_is_written():
     with tempfile.TemporaryDirectory() as base:  # others may enter this one, but not pytest's
         os.chmod(base, 0o755)
         site = make_site(base)
-        site.config["host"]["vision"] |= {"ssh": ssh, "become": "nobody"}
-        monkeypatch.setenv("FAKE_HOME", base)
+        site.config["host"]["vision"] |= {"become": "nobody"}
         shutil.chown(site.web, "nobody")
         route, job = transfer.Route.of(site.config, "ties", "vision"), job_of(site, "ann/it's $(x)")
         put(site.mirror / job.job / "a b", "x")
         batches.carry(route, {job: [job.job]}, inward=False)
         assert (site.web / job.job / "a b").owner() == "nobody"
-        assert bool(fake_ssh.exists()) == bool(ssh)
 
 
 def test_the_words_of_the_remote_shell_survive_rsyncs_own_parser():
