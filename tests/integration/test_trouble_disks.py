@@ -48,7 +48,8 @@ def test_a_full_mirror_is_said_and_jobs_go_on_by_themselves(small_disk, tmp_path
         put(small_disk / "ballast", b"x" * 20_000_000)
         fill(small_disk / "more")
         site.drop("eve/nothing")
-        waits_for(site, "eve/nothing", "No space left")
+        site.wait(lambda: "No space left" in (site.base / "daemon.out").read_text(), 20, "it is said")
+        waits_for(site, "eve/nothing", str(site.mirror))  # by the error, or by disk_floor, whichever looked last
         assert site.marker("eve/nothing")[0] == "PENDING"
         (small_disk / "more").unlink()
         site.wait_state("eve/nothing", "DONE", 40)
