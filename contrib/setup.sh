@@ -21,6 +21,7 @@ if [ "$(id -u)" = 0 ]; then # hosts in network namespaces, for tests/e2e: nobody
     need tc iproute2
     need iptables iptables
     need nsenter util-linux
+    need sudo sudo # a login that may become another, as README has it
     need sshfs sshfs # a network file system, for tests of `watchties check`
     need useradd passwd
 fi
