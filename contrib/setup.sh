@@ -13,6 +13,7 @@ need setsid util-linux
 need ps procps
 need find findutils
 need busybox busybox
+need faketime faketime # a clock that is wrong, for tests of `watchties check`
 need sshd openssh-server
 need ssh openssh-client
 if [ "$(id -u)" = 0 ]; then # hosts in network namespaces, for tests/e2e: nobody else can make them
@@ -20,6 +21,8 @@ if [ "$(id -u)" = 0 ]; then # hosts in network namespaces, for tests/e2e: nobody
     need tc iproute2
     need iptables iptables
     need nsenter util-linux
+    need sudo sudo # a login that may become another, as README has it
+    need sshfs sshfs # a network file system, for tests of `watchties check`
     need useradd passwd
 fi
 

@@ -42,6 +42,12 @@ def why_not():
     return "the lab's hosts need namespaces, which are not to be had here: " + tried.stderr.strip() if tried.returncode else ""
 
 
+def readable():
+    """Return the paths that users of v11 have to see: this checkout, and the Python that it runs on."""
+    paths = dict.fromkeys([str(CHECKOUT), sys.prefix, sys.base_prefix])
+    return [p for p in paths if not p.startswith("/usr") and not (p != str(CHECKOUT) and p.startswith(f"{CHECKOUT}/"))]
+
+
 class Lab:
     """The four hosts, all they have being below one folder."""
 
@@ -51,9 +57,7 @@ class Lab:
 
     def up(self):
         """Switch all hosts on, with the keys and known hosts of webapp on v11; again, if they are on."""
-        readable = dict.fromkeys([str(CHECKOUT), sys.prefix, sys.base_prefix])
-        paths = [p for p in readable if not p.startswith("/usr") and not (p != str(CHECKOUT) and p.startswith(f"{CHECKOUT}/"))]
-        self._script("hosts.sh", "up", READABLE="\n".join(paths), HOSTS=" ".join(HOSTS))
+        self._script("hosts.sh", "up", HOSTS=" ".join(HOSTS))
         for name, source, mode in ("id_ed25519", "id", 0o600), ("known_hosts", "known_hosts", 0o644):
             target = self.home("v11", "webapp") / ".ssh" / name
             shutil.copy(self.folder / source, target)
@@ -128,6 +132,7 @@ class Lab:
         self._script("hosts.sh", "start", host)
 
     def _script(self, name, *words, **more):
+        more["READABLE"] = "\n".join(readable())
         done = subprocess.run([SCRIPTS / name, *words], env=self._environment() | more, stdin=subprocess.DEVNULL, capture_output=True,
                               text=True, timeout=60)  # fmt: skip
         if done.returncode:

@@ -14,25 +14,31 @@ from watchties.model import depth
 from watchties.transfer import AGAIN, PARTIAL, RsyncFailed, rsync
 
 VANISHED = 24
+# rsync makes a file that it receives with no permission for group and others (its receiver.c, INITACCESSPERMS); ours, of course.
+NOBODY_ELSES = '-user "$(id -u)" ' + " ".join(f"! -perm -0{bit}" for bit in ("40", "20", "10", "4", "2", "1"))
 TEMPORARY = re.compile(r"\.(.+)\.[A-Za-z0-9]{6}")  # rsync's name for a file that is being received
 
 
-def carry(route, names, *, spared=None, **how):
+def carry(route, names, *, spared=None, cut=(), **how):
     """Carry many jobs in as few rsyncs as one bad job allows; return job -> {path in the job: item}, or the RsyncFailed it met.
 
     names: job -> paths below the tree's root. spared: job -> paths in the job that are left as they are; such jobs
-    travel alone, as rsync tries every pattern on every file. how: as for `rsync`.
+    travel alone, as rsync tries every pattern on every file. cut: jobs of which an earlier run to the host was cut off.
+    how: as for `rsync`.
     """
     spared = {job: paths for job, paths in (spared or {}).items() if paths and job in names}
 
     def step(jobs):
         excluded = [f"{job.job}/{path}" for job in jobs for path in spared.get(job, ())]
+        broken = [job for job in jobs if job in cut]
         try:
-            listed = retry.network(_once, route, jobs, [n for job in jobs for n in names[job]], [], exclude=excluded, **how)
+            listed = retry.network(_once, route, jobs, [n for job in jobs for n in names[job]], broken, exclude=excluded, **how)
         except RsyncFailed as error:
             if error.no_space:
                 make_room(route, jobs, how["inward"])
             raise
+        if broken:
+            make_room(route, jobs, how["inward"])  # what was kept of a file that another leftover has completed
         return _by_job(jobs, listed, depth(route.pattern))
 
     results = each([job for job in names if job not in spared and names[job]], step)
@@ -41,14 +47,14 @@ def carry(route, names, *, spared=None, **how):
     return {job: results.get(job, {}) for job in names}
 
 
-def _once(route, jobs, names, cut, **how):
-    """Run one rsync; a repetition of one that was cut goes on from what that has left on the host. cut: empty at first."""
-    if cut:
-        take_up_cut(route, jobs)
+def _once(route, jobs, names, broken, **how):
+    """Run one rsync to or from a host; one that was cut on its way there goes on from what that has left. broken: such jobs."""
+    if broken:
+        take_up_cut(route, broken)
     try:
         return rsync(route, names, **how)
     except (RsyncFailed, Unreachable) as error:
-        cut += [error] if getattr(error, "kind", AGAIN) == AGAIN and not how["inward"] else []
+        broken[:] = jobs if getattr(error, "kind", AGAIN) == AGAIN and not how["inward"] else broken
         raise
 
 
@@ -69,22 +75,23 @@ def take_up_cut(route, jobs):
     Else the next rsync to that host would begin anew, and fetch would bring them home as results. A name counts only if
     the mirror has that file.
     """
-    for job in jobs:
-        root = f"{route.data}/{job.job}"
-        found = shell.far(route.far, f"find {shlex.quote(root)} -type f -name '.?*.??????'", timeout=600).out.split("\n")
-        moves = [text for path in found if (text := _as_partial(root, path.removeprefix(root + "/"), job.dir))]
-        for some in shell.chunks(moves):
-            shell.far(route.far, "; ".join(some))
+    here = {f"{route.data}/{job.job}": job.dir for job in jobs}
+    for some in shell.chunks(list(here)):
+        text = f"find {shlex.join(some)} -type f -name '.?*.??????' {NOBODY_ELSES} -print"
+        found = shell.far(route.far, text, timeout=600).out.split("\n")
+        moves = [move for path in found for root in some if path.startswith(root + "/") and (move := _as_partial(root, path, here[root]))]
+        for few in shell.chunks(moves):
+            shell.far(route.far, "; ".join(few))
 
 
 def _as_partial(root, path, here):
     """Return shell text that keeps rsync's temporary file `.NAME.XXXXXX` as what it has of NAME, or "" for any other file."""
-    folder, name = os.path.split(path)
+    folder, name = os.path.split(path.removeprefix(root + "/"))
     match = TEMPORARY.fullmatch(name)
-    if not match or os.path.lexists(os.path.join(here, path)) or not os.path.isfile(os.path.join(here, folder, match[1])):
+    if not match or os.path.lexists(os.path.join(here, folder, name)) or not os.path.isfile(os.path.join(here, folder, match[1])):
         return ""
     keep = os.path.join(root, folder, manifest.PARTIAL)
-    return f"mkdir -p {shlex.quote(keep)} && mv -f {shlex.quote(os.path.join(root, path))} {shlex.quote(os.path.join(keep, match[1]))}"
+    return f"mkdir -p {shlex.quote(keep)} && mv -f {shlex.quote(path)} {shlex.quote(os.path.join(keep, match[1]))}"
 
 
 def _by_job(jobs, listed, levels):

@@ -10,14 +10,18 @@ import re
 import shutil
 import shlex
 import subprocess
+import sys
 from dataclasses import dataclass
 
 from watchties import hookfiles
 from watchties.errors import ConfigError
 
 RSYNC_NEEDED = (3, 1, 3)  # --modify-window=-1 compares nanoseconds from there on
-WATCHES = "/proc/sys/fs/inotify/max_user_watches"
+WATCHES = "/proc/sys/fs/inotify/max_user_watches", "/proc/sys/user/max_inotify_watches"  # the machine's, and those of our namespace
 SPARE = 1.5  # what is asked of max_user_watches, times the directories there are
+FEW_FILES = 1000  # files that a mirror must still take: a small job of the usual kind leaves 800
+SECRET = re.compile(r"(?i)(password|passwd|passphrase|secret|token|api_?key)\w*[\"']?\s*[=: ]\s*\S")
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -42,8 +46,20 @@ def all_of(places, call_hosts=True):
     text = f"{places.config}: hosts {', '.join(config.host)}; trees {', '.join(config.tree)}; {len(config.rule)} rules"
     found = [Finding("configuration", True, text)]
     found += [Finding("configuration", None, warning) for warning in config.warnings]
-    found += [*hooks(config, places), *this_machine(config, places), *mail(config)]
+    found += [*secrets(places), *hooks(config, places), *this_machine(config, places), *mail(config, call_hosts)]
     return found + (asyncio.run(hosts(config)) if call_hosts else [])
+
+
+def secrets(places):
+    """Yield fragments that others may read, though a text in them looks like a secret: conf.d needs none, but `setup` may hold one."""
+    from watchties import configfiles
+
+    for table in configfiles.read(places.config)[0]:
+        for key, value in table.data.items():
+            texts = [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
+            if os.stat(table.file).st_mode & 0o044 and key != "password_file" and any(map(SECRET.search, texts)):
+                text = f"{table.file}: {table.label} {key} seems to hold a secret, and others may read it"
+                yield Finding("configuration", False, text, f"run: chmod 600 {shlex.quote(table.file)}")
 
 
 def hooks(config, places):
@@ -100,10 +116,13 @@ def room(name, root, floor):
         path = os.path.dirname(path)
     if not os.access(path, os.W_OK | os.X_OK):
         return Finding(f"tree {name}", False, f"{path} cannot be written to", f"run: chown {shlex.quote(_us())} {shlex.quote(path)}")
-    free = shutil.disk_usage(path).free
+    free, status = shutil.disk_usage(path).free, os.statvfs(path)
     text = f"{root}{'' if path == root else ' (will be made)'}, {free >> 20} MB free"
     if free < floor:
         return Finding(f"tree {name}", False, f"{text}, less than disk_floor ({floor >> 20} MB)", "jobs would wait: make room")
+    if status.f_files and status.f_favail < FEW_FILES:
+        text = f"{root}: the inode table of its disk is full, room for {status.f_favail} more files"
+        return Finding(f"tree {name}", False, text, "remove small files there (df -i)")
     return Finding(f"tree {name}", True, text)
 
 
@@ -122,23 +141,34 @@ def watches(config):
     for name, tree in config.tree.items():
         kind = file_system(tree.root)
         if tree.backend == "polling" or (tree.backend == "auto" and backend_for(kind) == "polling"):
-            yield Finding(f"tree {name}", None, f"changes are polled for ({kind or 'unknown'} file system)")
+            network = backend_for(kind) == "polling"
+            why = f"{tree.root} lies on a network file system ({kind}), where inotify misses what others write" if network else 'backend = "polling"'
+            yield Finding(f"tree {name}", None, f"{why}: it is polled", "a mirror on a local disk is heard of at once" if network else "")
         elif os.path.isdir(tree.root):
             jobs = [job for job, _ in MirrorWatch(tree.root, tree.jobs).scan()]
             needed += 1 + len(jobs) + len({os.path.dirname(job) for job in jobs})
-    with open(WATCHES) as file:
-        limit = int(file.read())
-    text = f"{needed} directories to watch, fs.inotify.max_user_watches is {limit}"
-    if needed * SPARE > limit:
-        wanted = max(2 * needed, 2 * limit)
-        remedy = f"run as root: sysctl fs.inotify.max_user_watches={wanted} (and put it into /etc/sysctl.d)"
-        yield Finding("this machine", False, text, remedy)
-    else:
-        yield Finding("this machine", True, text)
+    limit = min((int(text) for text in map(_content, WATCHES) if text.isdecimal()), default=0)
+    text = f"{needed} directories to watch, inotify allows {limit} (fs.inotify.max_user_watches, user.max_inotify_watches)"
+    good = needed * SPARE <= limit
+    yield Finding("this machine", good, text, "" if good else raise_watches(needed, limit, "as root"))
 
 
-def mail(config):
-    """Yield where mail goes; nothing is sent, no server is called."""
+def raise_watches(needed, limit, where):
+    """Return what to do about a limit of inotify that is too low; with a namespace of our own, the other of the two counts."""
+    wanted = max(2 * needed, 2 * limit)
+    return f"run {where}: sysctl fs.inotify.max_user_watches={wanted} user.max_inotify_watches={wanted}, and put them into /etc/sysctl.d"
+
+
+def _content(path):
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def mail(config, call_server=True):
+    """Yield where mail goes; nothing is sent. A server is asked whether it would take a mail from us to the administrator."""
     table = config.mail
     if table.folder:
         head = table.folder
@@ -154,11 +184,21 @@ def mail(config):
         else:
             yield Finding("mail", False, f"goes to {table.sendmail}, which is not there", "install it, or name another")
     elif table.server:
-        yield Finding("mail", None, f"goes to {table.server}:{table.port} (not tried)")
+        yield server(table) if call_server else Finding("mail", None, f"goes to {table.server}:{table.port} (not tried)")
     else:
         yield Finding("mail", None, "nobody gets any", "set folder, sendmail or server in [mail]")
     if not table.admin:
         yield Finding("mail", None, "nobody hears of hosts that are down or jobs that were given up", "set admin in [mail]")
+
+
+def server(table):
+    """Return whether the mail server would take a mail: asked by a process of the hooks' half, as it would be in earnest."""
+    argv, asked = [sys.executable, "-m", "watchties.mailprobe"], table.model_dump_json(by_alias=True)
+    done = subprocess.run(argv, input=asked, capture_output=True, text=True)
+    if done.returncode == 0:
+        return Finding("mail", True, f"goes to {table.server}:{table.port}, which would take it")
+    said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return Finding("mail", False, said, "correct server, port, starttls, user, from or admin in [mail], or ask who runs it")
 
 
 # ---- hosts ----

@@ -7,6 +7,7 @@ A file that is put there carries STAMP as its second line; only a file with that
 ours, is ever overwritten. A file comes whole under a hidden name, its size is looked at, then it is renamed.
 """
 
+import asyncio
 import dataclasses
 import shlex
 from dataclasses import dataclass
@@ -79,13 +80,14 @@ async def deploy(far, directories):
     found = {name: kind for kind, _, name in (line.partition(" ") for line in said.splitlines())}
     paths = {name: f"{far.root}/scripts/{name}" for name in FILES}
     other = [name for name in FILES if found.get(name) not in ("new", "ours")]
-    if foreign := [paths[name] for name in other if not await _holds(home, paths[name], source(FILES[name]))]:
+    ours = await asyncio.gather(*(_holds(home, paths[name], source(FILES[name])) for name in other))
+    if foreign := [paths[name] for name, same in zip(other, ours, strict=True) if not same]:
         raise Refused(f"host {far.name}: not put there by watchties, so left alone: {', '.join(foreign)}; move it away, then deploy again")
-    done = {name: await _put(home, paths[name], stamped(source(here)), found[name]) for name, here in FILES.items()}
+    done = await asyncio.gather(*(_put(home, paths[name], stamped(source(here)), found[name]) for name, here in FILES.items()))
     answer, code = await relays.call(far, "sh scripts/agent.sh version")
     if code or answer.strip() != version():
         raise WatchtiesError(f"host {far.name}: agent.sh is in place, but does not run: {answer.strip() or f'exit code {code}'}")
-    return Deployed(far.name, far.root, done, answer.strip())
+    return Deployed(far.name, far.root, dict(zip(FILES, done, strict=True)), answer.strip())
 
 
 async def _put(home, path, content, kind):

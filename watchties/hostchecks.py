@@ -1,28 +1,30 @@
 """What `watchties check` finds on the hosts: all are asked at the same time, each call ends in time. One line each, with a remedy.
 
-Knows: what watchties needs far away, how a host is asked, what its answers and ssh's last words mean.
-Must not know: the command line; what is needed on this machine (checks.py); how a wrong thing is put right by itself.
+Knows: how a host is asked, what ssh's last words mean.
+Must not know: what its answers mean (hostanswers.py); the command line; what is needed on this machine (checks.py).
 
-Three calls a host: a bare `true`, whose standard output must be empty, as a login that prints there breaks rsync
-(rsync(1), DIAGNOSTICS); ASK; and a look for the marks that ASK has left in the data directories of all hosts, which are then removed.
+Three calls a host: GREET, before which nothing may come out, as a login that prints there breaks rsync (rsync(1),
+DIAGNOSTICS); ASK; and a look for the marks that ASK has left in the data directories of all hosts, which are then removed.
 """
 
 import asyncio
 import dataclasses
 import os
-import re
 import shlex
+import time
 
-from watchties import deploy, relays, ssh
-from watchties.checks import Finding, numbers, rsync
+from watchties import relays, ssh
+from watchties.checks import Finding
 from watchties.errors import WatchtiesError
+from watchties.hostanswers import judged, loud, number
+from watchties.keys import no_key
 from watchties.model import depth
 
 TIMEOUT = 30.0  # seconds for one call; ssh itself gives up a connection after ssh.CONNECT
-PYTHON_NEEDED = (3, 6)
-MIN_FREE = 1 << 30  # bytes on a host; less is worth a word
-SPARE = 1.5  # what is asked of max_user_watches, times the directories there are
 MARK = ".watchties.check."
+
+# Asked for the time only when it has been heard: so what a new connection takes is no part of what is measured.
+GREET = "echo {nonce}; read -r go; date +%s.%N"
 
 # NAME TAB ANSWER. $1 our mark's name; then DEPTH DIRECTORY pairs, the word --, directories of ours, --, commands.
 ASK = r"""t=$(printf '\t'); mark=$1; shift
@@ -31,12 +33,15 @@ echo "relay$t$(sed -n 's/^VERSION = //p' scripts/relay.py 2>/dev/null)"
 echo "rsync$t$(rsync --version 2>/dev/null | sed -n 1p)"
 echo "python$t$(python3 -c 'import sys; print(sys.version.split()[0])' 2>/dev/null)"
 echo "find$t$(find --version 2>/dev/null | sed -n 1p)"
-echo "free$t$(df -Pk . 2>/dev/null | sed -n '2s/.* \([0-9][0-9]*\)  *[0-9]*%.*/\1/p')"
-for n in watches instances; do echo "$n$t$(cat /proc/sys/fs/inotify/max_user_$n 2>/dev/null)"; done
+left() { df "$1" -- "$2" 2>/dev/null | sed -n '2s/.* \([0-9][0-9]*\)  *[0-9]*%.*/\1/p'; }
+for n in watches instances; do echo "$n$t$(cat "/proc/sys/fs/inotify/max_user_$n" "/proc/sys/user/max_inotify_$n" 2>/dev/null | sort -n | sed -n 1p)"; done
 directories=0
 while [ "$1" != -- ]; do
-    if [ ! -d "$2" ]; then echo "missing$t$2"
-    elif ! (: >"$2/$mark") 2>/dev/null; then echo "closed$t$2"
+    if [ ! -d "$2" ]; then echo "missing$t$2"; shift 2; continue; fi
+    echo "free$t$(left -Pk "$2")$t$2"
+    echo "files$t$(left -Pi "$2")$t$2"
+    echo "kind$t$(df -PT -- "$2" 2>/dev/null | sed -n '2s/^[^ ]*  *\([^ ]*\) .*/\1/p')$t$2"
+    if ! said=$( (: >"$2/$mark") 2>&1); then echo "closed$t$2$t$said"
     else
         find "$2" -maxdepth 1 -name '.watchties.check.*' -mmin +60 -exec rm -f {} + 2>/dev/null
         held=$(find "$2" -maxdepth $(($1 + 1)) ! -type l ! -writable -print 2>/dev/null | sed -n '1p')
@@ -97,11 +102,11 @@ async def one_host(host):
     """Return (whether it answers, Findings)."""
     words = ["sh", "-c", ASK, "check", host.mark, *(w for path, jobs in host.data.values() for w in (str(depth(jobs)), path))]
     words += ["--", "scripts", "bin", "--", "flock", *(["setsid"] if host.config.scheduler == "shell" else [])]
-    silent, answer = await asyncio.gather(bare(host.far), _call(host.far, shlex.join(words)))
+    greeting, answer = await asyncio.gather(greet(host.far), _call(host.far, shlex.join(words)))
     if isinstance(answer, WatchtiesError):
         return False, [await unreachable(host, answer)]
-    answers = [line.partition("\t")[::2] for line in answer.splitlines()]
-    return True, [*loud(host.where, silent[1]), *judged(host.where, host.far.name, host.config, answers)]
+    answers = [line.split("\t") for line in answer.splitlines()]
+    return True, [*loud(host.where, greeting.noise), *judged(host.where, host.far.name, host.config, answers), *clock(host.where, greeting)]
 
 
 async def _call(far, command):
@@ -112,38 +117,72 @@ async def _call(far, command):
         return error
 
 
-async def bare(far):
-    """Run `true` as rsync runs its far side; return (exit code, standard output), (None, b"") if it took too long."""
-    null, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*ssh.argv(far, "true"), stdin=null, stdout=pipe, stderr=null)
+@dataclasses.dataclass(frozen=True)
+class Greeting:
+    """What a bare login said: what it printed before we were greeted; its clock minus ours, and the most that is wrong by, in seconds."""
+
+    there: bool = False
+    noise: bytes = b""
+    ahead: float | None = None
+    within: float = 0.0
+
+
+async def greet(far):
+    """Run GREET as rsync runs its far side; return a Greeting."""
+    null, pipe, nonce = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE, ssh.new_nonce()
+    argv = ssh.argv(far, GREET.format(nonce=nonce))
+    process = await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe, stderr=null)
     try:
         async with asyncio.timeout(TIMEOUT):
-            out, _ = await process.communicate()
-            return process.returncode, out
+            noise, before = await _heard(process.stdout, nonce.encode()), time.time()
+            if noise is None:
+                return Greeting()
+            out, _ = await process.communicate(b"\n")
+            return measured(noise, out, before, time.time())
     except TimeoutError:
-        return None, b""
+        return Greeting()
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
 
 
-def loud(where, out):
-    """Yield what is wrong with a login whose `true` printed something."""
-    if out:
-        text = ascii(out.decode("utf-8", "replace").strip()[:60])
-        remedy = "make its .bashrc (or what else its shell reads) silent: first line [[ $- == *i* ]] || return"
-        yield Finding(where, False, f"its login prints {text} before a command's own output, so that rsync fails", remedy)
+async def _heard(stream, nonce):
+    """Return what came before the line that ends with the nonce, None if it does not come."""
+    noise = b""
+    while line := await stream.readline():
+        if line.rstrip(b"\n").endswith(nonce):
+            return noise + line.rstrip(b"\n").removesuffix(nonce)
+        noise += line
+    return None
+
+
+def measured(noise, out, before, after):
+    """Return the Greeting for a time that was told between two moments of ours; where date knows no nanoseconds, it is a second wide."""
+    seconds, _, fraction = out.decode("ascii", "replace").strip().partition(".")
+    if not seconds.isdecimal():
+        return Greeting(True, noise)
+    exact = fraction.isdecimal()
+    there, half = (float(f"{seconds}.{fraction}"), 0.0) if exact else (int(seconds) + 0.5, 0.5)
+    return Greeting(True, noise, there - (before + after) / 2, (after - before) / 2 + half)
+
+
+def clock(where, greeting):
+    """Yield what is wrong with a host's clock; no two clocks are ever compared by us, but people compare times."""
+    if greeting.ahead is not None and abs(greeting.ahead) - greeting.within > 1:
+        way = "ahead of" if greeting.ahead > 0 else "behind"
+        text = f"its clock is {abs(greeting.ahead):.0f} s {way} this machine's"
+        yield Finding(where, False, text, "have both kept right: systemd-timesyncd or chrony, there and here")
 
 
 async def unreachable(host, error):
     """Return the Finding on a host that gave no answer: become is refused, or ssh's last words and what to do about them."""
     far, said = host.far, str(error).removeprefix(f"{host.where} ")
-    if far.become and "compties directory" not in said and (await bare(dataclasses.replace(far, become="")))[0] == 0:
+    if far.become and "compties directory" not in said and (await greet(dataclasses.replace(far, become=""))).there:
         user = far.ssh.rpartition("@")[0] or "LOGIN"
         remedy = f"put into its sudoers: {user} ALL=({far.become}) NOPASSWD: ALL, or log in as root or {far.become}"
         return Finding(host.where, False, f"answers, but its login may not become {far.become}: {said.rpartition(': ')[2]}", remedy)
-    return Finding(host.where, False, said, remedy_for(said, far))
+    return Finding(host.where, False, said, (await no_key(far) if "Permission denied" in said else "") or remedy_for(said, far))
 
 
 def remedy_for(said, far):
@@ -189,55 +228,3 @@ async def tidy(host):
     paths = [os.path.join(path, host.mark) for path, _ in host.data.values()]
     if paths:
         await _call(host.far, shlex.join(["rm", "-f", "--", *paths]))
-
-
-# ---- what the answers mean ----
-
-
-def judged(where, name, host, answers):
-    """Yield Findings from a host's answers, pairs of a word and a text."""
-    said, deploy_it = dict(answers), f"run: watchties deploy {name}"
-    all_said = lambda wanted: [text for word, text in answers if word == wanted]  # noqa: E731
-    if said.get("agent") == deploy.version():
-        yield Finding(where, True, f"answers, {said['agent']}")
-    else:
-        yield Finding(where, False, f"its agent is not ours ({said.get('agent') or 'none'}, not {deploy.version()})", deploy_it)
-    if missing := all_said("missing"):
-        yield Finding(where, False, f"{', '.join(missing)} not there", deploy_it)
-    if closed := all_said("closed"):
-        yield Finding(where, False, f"{', '.join(closed)} cannot be written to by the login", "chown it there, or set become in [host]")
-    if held := all_said("held"):
-        yield Finding(where, False, f"{ascii(held[0])[1:-1]} cannot be written to by the login", "chown it there, or set become in [host]")
-    yield rsync(where, said.get("rsync", ""))
-    if host.trigger == "relay":
-        yield from relay(where, said, deploy_it)
-    if host.role == "web" and "GNU" not in said.get("find", ""):
-        yield Finding(where, False, "its find is not GNU find", "install findutils there")
-    if lacking := all_said("lacking"):
-        yield Finding(where, False, f"{', '.join(lacking)} not there", "install util-linux there")
-    free = number(said.get("free")) << 10
-    yield Finding(where, True if free >= MIN_FREE else None, f"{free >> 20} MB free", "" if free >= MIN_FREE else "make room there")
-
-
-def number(text):
-    return int(text) if text and text.isdecimal() else 0
-
-
-def relay(where, said, deploy_it):
-    """Yield whether the relay can run on a host, and watch all there is."""
-    ours = re.search(rb"^VERSION = (\d+)", deploy.source("relay.py"), re.M)[1].decode()
-    version = numbers(re.match(r"([\d.]+)", said.get("python", "")))
-    if said.get("relay") != ours:
-        yield Finding(where, False, f"its relay is not ours (version {said.get('relay') or 'none'}, not {ours})", deploy_it)
-    if version < PYTHON_NEEDED:
-        text = f"python3 {said['python']} is too old for the relay" if version else "python3 is not there, which the relay needs"
-        yield Finding(where, False, text, 'install python3 3.6 or newer there, or set trigger = "poll"')
-    needed, limit = number(said.get("directories")), number(said.get("watches"))
-    text = f"{needed} directories to watch, fs.inotify.max_user_watches is {limit}"
-    if "watches" in said and needed * SPARE > limit:
-        yield Finding(where, False, text, f"run there as root: sysctl fs.inotify.max_user_watches={max(2 * needed, 2 * limit)}")
-    elif "watches" in said:
-        yield Finding(where, True, text)
-    if "instances" in said and number(said["instances"]) < 8:
-        text = f"fs.inotify.max_user_instances is {number(said['instances'])}"
-        yield Finding(where, False, text, "run there as root: sysctl fs.inotify.max_user_instances=128")

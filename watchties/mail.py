@@ -118,6 +118,17 @@ class Smtp:
             self.down = str(e)
             raise
 
+    def ask(self, sender, address):
+        """Raise Transient or Rejected if the server would take no mail from `sender` to `address` (None: of any); send none."""
+        with contextlib.closing(self):
+            self._open()
+            try:
+                self._check(self.server.mail(sender), sender)
+                if address:
+                    self._check(self.server.rcpt(address), address)
+            except OSError as e:
+                raise Gone(f"mail server {self.where}: {_words_of(e)}") from e
+
     def _open(self):
         """Connect, with TLS and a login as configured. Refused as a whole is never a letter's fault: raise Gone."""
         self._drop()

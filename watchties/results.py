@@ -8,11 +8,17 @@ A file of the manifest that has changed in the mirror since was edited by a user
 unless it is just what the compute host has, for then an interrupted fetch has brought it.
 """
 
+import contextlib
+import os
+import time
 from typing import NamedTuple
 
 from watchties import batches, manifest
 from watchties.errors import Rejected, Unsafe
 from watchties.model import DONE
+
+
+CLOCK_STEPS = 60  # seconds by which the clock may have been set right after the start; an honest look too many harms nobody
 
 
 class Brought(NamedTuple):
@@ -102,3 +108,33 @@ def to_send(job):
     return [f"{job.job}/{path}" for path in made if path in entries and path not in outside]
 
 
+def begin_to_send(jobs):
+    """Note that what these jobs made is on its way; return those whose earlier run to the web host was cut off, or may have been.
+
+    The note needs no barrier: it outlives all but a crash of this machine, and a list that is older than its last start
+    is taken for one that was on its way.
+    """
+    up = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    cut = [job for job in jobs if os.path.exists(_note(job)) or _made_at(manifest.place(job, "made")) < up + CLOCK_STEPS]
+    for job in jobs:
+        with open(_note(job), "ab"):
+            pass
+    return cut
+
+
+def have_sent(jobs):
+    """Take the note away again."""
+    for job in jobs:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_note(job))
+
+
+def _note(job):
+    return manifest.place(job, "sending")
+
+
+def _made_at(path):
+    try:
+        return os.stat(path).st_mtime
+    except FileNotFoundError:
+        return 0.0

@@ -77,8 +77,8 @@ class Submission:
         for job, error in manifest.write("manifest", lists).items():
             self.run.retry(job, error)
             del lists[job]
-        batches.take_up_cut(self.route, [job for job in self.cut if job in lists])
-        sent = batches.carry(self.route, {job: [job.job] for job in lists}, inward=False, timeout=self.run.timeout)
+        names = {job: [job.job] for job in lists}
+        sent = batches.carry(self.route, names, cut=self.cut, inward=False, timeout=self.run.timeout)
         failed = self.run.failures(sent)
         return [job for job in lists if job not in failed]
 

@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import tempfile
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ OPTIONS = (
     f"--timeout={STALLED}",
 )  # fmt: skip
 PROBE = 60  # seconds for a host to show that it is there
+WORKROOM = RECORD_DIR + ".coming"  # below the mirror's root; hidden, so no user's
 NO_SETUID = "Fug-s"
 INTO_MIRROR = "Du+rwx,Fu+rw"  # what a user made read-only must not stop the next transfer
 
@@ -134,8 +136,8 @@ def rsync(route, names, *, inward, recursive=True, exclude=(), listing=False, dr
     argv += ["-8", "-ii", "--out-format=%i %n"] if listing else []
     argv += ["--dry-run"] if dry else []
     argv += ["--ignore-missing-args"] if missing_ok else []
-    with _exclude_file(exclude) as excluded:
-        argv += excluded + ["--", *((there, here) if inward else (here, there))]
+    with _exclude_file(exclude) as excluded, _workroom(route, inward and not dry) as room:
+        argv += excluded + room + ["--", *((there, here) if inward else (here, there))]
         result = shell.run(argv, stdin="\0".join(f"./{name}" for name in names), timeout=timeout, env=shell.outside_environment(LC_ALL="C"))
     if result.code:
         raise failure(route, argv, result)
@@ -209,6 +211,24 @@ def _exclude_file(paths):
         file.write("\0".join("/" + exactly(path) for path in paths).encode("utf-8", "surrogateescape"))
         file.flush()
         yield [f"--exclude-from={file.name}"]
+
+
+@contextlib.contextmanager
+def _workroom(route, wanted):
+    """Give the options that have files received in a directory of this slot's, not among the job's: there, what a reboot in
+    mid-transfer leaves would be taken for an input. No other run is in this slot, so all that lies there is cut off."""
+    if not wanted or not os.path.isdir(route.mirror):
+        yield []
+        return
+    lock = os.environ.get("WATCHTIES_LOCK_FD", "")
+    slot = os.path.basename(os.readlink(f"/proc/self/fd/{lock}")) if lock.isdigit() else f"pid-{os.getpid()}"
+    room = os.path.join(route.mirror, WORKROOM, slot)
+    shutil.rmtree(room, ignore_errors=True)
+    os.makedirs(room, mode=0o700)
+    try:
+        yield [f"--temp-dir={room}"]
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
 
 
 def exactly(path):

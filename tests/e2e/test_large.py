@@ -42,9 +42,16 @@ def received(lab, host):
 
 
 def under_way(where, name):
-    """Return how much of a file rsync has written so far, in bytes."""
+    """Return how much of a file rsync has written so far on another host, in bytes."""
     with contextlib.suppress(FileNotFoundError):
         return max((path.stat().st_size for path in where.glob(f".{name}.*") if path.is_file()), default=0)
+    return 0
+
+
+def coming(site, name):
+    """Return how much of a file has come into the mirror so far, in bytes."""
+    with contextlib.suppress(FileNotFoundError):
+        return max((path.stat().st_size for path in site.mirror.glob(f".watchties.coming/*/{name}.*")), default=0)
     return 0
 
 
@@ -81,7 +88,7 @@ def test_results_that_were_cut_by_a_reboot_come_on_from_where_they_were(lab):
     job, size = "ann/large results", 200 * MB
     with LabSite(lab, host='bwlimit = "40M"', edit=QUICK, daemon='grace = "2s"\nheartbeat = "2s"') as site:
         site.drop(job, f"echo run >>runs.log; head -c {size} /dev/urandom >out.bin\n")
-        site.wait(lambda: under_way(site.mirror / job, "out.bin") > size // 2, 60, "half of it has come")
+        site.wait(lambda: coming(site, "out.bin") > size // 2, 60, "half of it has come")
         lab.stop_host("b01")
         kept = site.mirror / job / ".watchties.partial/out.bin"
         site.wait(kept.exists, 60, "what came is kept")
@@ -111,6 +118,44 @@ def test_inputs_that_were_cut_by_a_reboot_come_on_from_where_they_were_and_leave
         assert (site.compute / job / "noise.bin").read_bytes() == (site.web / job / "noise.bin").read_bytes()
         left = [found for tree in (site.compute, site.mirror, site.web) for found in (tree / job).rglob(".noise.bin*")]
         assert not left and not (site.compute / job / ".watchties.partial").exists()
+
+
+def test_results_that_the_web_hosts_reboot_has_cut_leave_nothing_there_however_long_it_was_away(lab):
+    job, size = "ann/large push", 100 * MB
+    with LabSite(lab, web='bwlimit = "20M"\nssh_options = ["ConnectTimeout=3"]', edit=QUICK, daemon='grace = "2s"\nheartbeat = "2s"') as site:
+        site.drop(job, f"echo run >>runs.log; head -c {size} /dev/urandom >out.bin\n")
+        site.wait(lambda: under_way(site.web / job, "out.bin") > size // 2, 60, "half of it is there")
+        lab.stop_host("vision")
+        have = under_way(site.web / job, "out.bin")
+        mine = put(site.web / job / ".out.bin.backup", "not rsync's\n")
+        give(mine, "www-data")
+        site.wait(lambda: not list((site.state / "runs").glob("push-*")), 60, "the hook gave up")
+        site.kill()
+        site.start()
+        lab.start_host("vision")
+        assert at_rest(site, job)["attempt"] == "1" and site.runs(job) == 1
+        went = received(lab, "vision")
+        print(f"{size // MB} MB, cut at {have // MB} MB: {went // MB} MB went after it")
+        assert (site.web / job / "out.bin").read_bytes() == (site.compute / job / "out.bin").read_bytes()
+        assert list((site.web / job).glob(".*")) == [mine] and mine.read_text() == "not rsync's\n"
+        assert went < size - have + 20 * MB and not list(site.mirror.rglob("sending.*"))
+
+
+def test_inputs_that_a_reboot_of_v11_has_cut_leave_nothing_that_would_count_as_an_input(lab):
+    job, size = "ann/large pull", 100 * MB
+    with LabSite(lab, web='bwlimit = "20M"', daemon='grace = "2s"\nheartbeat = "2s"') as site:
+        site.drop(job, files={"noise.bin": os.urandom(size)})
+        site.wait(lambda: coming(site, "noise.bin") > size // 2, 60, "half of it has come")
+        lab.stop_host("v11")
+        site.process.wait(20)
+        assert coming(site, "noise.bin") > size // 2
+        lab.start_host("v11")
+        site.start()
+        at_rest(site, job)
+        assert site.runs(job) == 1
+        assert (site.compute / job / "noise.bin").read_bytes() == (site.web / job / "noise.bin").read_bytes()
+        left = [path for tree in (site.compute, site.mirror, site.web) for path in tree.rglob("*noise.bin?*")]
+        assert not left and not list(site.mirror.glob(".watchties.coming/*"))
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from watchties import checks, hookfiles, hostchecks
+from watchties import checks, hookfiles, hostanswers
 from watchties.cli import COMMANDS, main
 from watchties.cli.common import Places, aligned, width
 from watchties.cli.logs import Following, Picker
@@ -376,10 +376,10 @@ def test_what_a_host_says_is_judged_with_a_remedy_each():
     class Web:
         role, trigger, scheduler = "web", "relay", None
 
-    answers = [("agent", "agent 0"), ("rsync", ""), ("python", "3.5.1"), ("relay", ""), ("find", "BusyBox"), ("free", "10"),
+    answers = [("agent", "agent 0"), ("rsync", ""), ("python", "3.5.1"), ("relay", ""), ("find", "BusyBox"), ("free", "10", "user_data"),
                ("missing", "bin"), ("closed", "user_data"), ("lacking", "flock")]
-    wrong = [finding for finding in hostchecks.judged("host v", "v", Web, answers) if finding.ok is False]
-    assert len(wrong) == 8 and all(finding.remedy for finding in wrong)
+    wrong = [finding for finding in hostanswers.judged("host v", "v", Web, answers) if finding.ok is False]
+    assert len(wrong) == 9 and all(finding.remedy for finding in wrong)
     assert "run: watchties deploy v" in wrong[0].line() and wrong[0].line().startswith("WRONG  host v: ")
 
 

@@ -96,25 +96,36 @@ def deploy(places, hosts):
     \b
     Example:  watchties deploy vision b01
     """
-    from watchties import deploy as work
-    from watchties import ssh
-    from watchties.config import plain
     from watchties.configfiles import suggestion
 
     config = places.load()
     if unknown := [host for host in hosts if host not in config.host]:
         there = f"there are {', '.join(sorted(config.host))}"
         raise UserError(f"no host is called {unknown[0]} in {places.config}; {suggestion(unknown[0], config.host, there)}")
+    names = list(dict.fromkeys(hosts))
+    directories = {host: [tree.path[host] for tree in config.tree.values() if host in tree.hosts()] for host in names}
     failed = False
-    for host in dict.fromkeys(hosts):
-        directories = [tree.path[host] for tree in config.tree.values() if host in tree.hosts()]
-        try:
-            done = asyncio.run(work.deploy(ssh.from_config(plain(config), host), directories))
-        except WatchtiesError as error:
-            click.echo(f"watchties: {error}", err=True)
+    for host, done in zip(names, asyncio.run(_deploy_all(config, directories)), strict=True):
+        if isinstance(done, WatchtiesError):
+            click.echo(f"watchties: {done}", err=True)
             failed = True
             continue
         files = ", ".join(f"{name} ({how})" for name, how in done.files.items())
         click.echo(f"{host}: {done.root}/scripts: {files}; {done.agent} runs there")
     if failed:
         raise SystemExit(FAILURE)
+
+
+async def _deploy_all(config, directories):
+    """Return for each host what stands there now, or the WatchtiesError it met; all are served at the same time."""
+    from watchties import deploy as work
+    from watchties import ssh
+    from watchties.config import plain
+
+    async def one(host):
+        try:
+            return await work.deploy(ssh.from_config(plain(config), host), directories[host])
+        except WatchtiesError as error:
+            return error
+
+    return await asyncio.gather(*map(one, directories))
