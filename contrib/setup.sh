@@ -12,6 +12,7 @@ need flock util-linux
 need setsid util-linux
 need ps procps
 need find findutils
+need php php-cli
 need busybox busybox
 need sshd openssh-server
 need ssh openssh-client
