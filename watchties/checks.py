@@ -12,7 +12,7 @@ import shlex
 import subprocess
 from dataclasses import dataclass
 
-from watchties import hookfiles
+from watchties import hookfiles, letterforms
 from watchties.errors import ConfigError
 
 RSYNC_NEEDED = (3, 1, 3)  # --modify-window=-1 compares nanoseconds from there on
@@ -157,6 +157,8 @@ def mail(config):
         yield Finding("mail", None, f"goes to {table.server}:{table.port} (not tried)")
     else:
         yield Finding("mail", None, "nobody gets any", "set folder, sendmail or server in [mail]")
+    if table.templates:
+        yield from (Finding("mail", False, problem, "put it right") for problem in letterforms.problems(table.templates))
     if not table.admin:
         yield Finding("mail", None, "nobody hears of hosts that are down or jobs that were given up", "set admin in [mail]")
 

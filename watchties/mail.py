@@ -15,7 +15,7 @@ import stat
 from pathlib import Path
 
 from watchties.errors import CommandFailed, Rejected, Transient, UserError, WatchtiesError
-from watchties.letter import choose_address, compose, compose_notice, load_template  # noqa: F401  (one module for the hooks)
+from watchties.letter import choose_address, compose, compose_notice  # noqa: F401  (one module for the hooks)
 from watchties.model import Outcome, one_line
 
 PORT, TLS_PORT = 25, 465  # 465: TLS from the first byte (RFC 8314)
