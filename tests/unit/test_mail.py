@@ -346,7 +346,7 @@ def test_sendmail_gets_the_message_and_its_exit_code_counts(tmp_path):
 
 def test_a_sendmail_that_is_not_there_is_told():
     told = mail.deliver(config(sendmail="/nowhere/sendmail")["mail"], [compose(job())[0]], shell.run)
-    assert [(o.outcome, "/nowhere/sendmail" in o.reason) for _, o in told] == [("failed", True)]
+    assert [(o.outcome, "/nowhere/sendmail" in o.reason) for _, o in told] == [("retry", True)]
 
 
 def test_error_lines_are_the_last_and_bounded(tmp_path):
