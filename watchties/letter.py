@@ -181,7 +181,7 @@ def _unfinished(job):
     how_ended = {tuple(key.partition("@")[::2]): how for key, how in (job.ended or {}).items()}
     here = {rule: how for (rule, state), how in how_ended.items() if state in ("", job.marker) and rule != "mail"}
     late = [model.one_line(rule) for rule, how in here.items() if how not in FINISHED]
-    return late and f"Not everything could be finished yet ({', '.join(late)}): results may still be missing on the web host." or ""
+    return late and f"Not everything could be finished yet ({', '.join(late)}): something may still be missing on the web host." or ""
 
 
 def compose(config, job, form, now, err_tail=(), own=None):
