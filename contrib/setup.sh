@@ -12,6 +12,7 @@ need flock util-linux
 need setsid util-linux
 need ps procps
 need find findutils
+need php php-cli
 need busybox busybox
 need faketime faketime # a clock that is wrong, for tests of `watchties check`
 need sshd openssh-server

@@ -151,7 +151,7 @@ class Site:
         """Return the last mail about a job as an EmailMessage, or None. Jobs of a test need experiments of different names."""
         read = (email.message_from_string(text, policy=email.policy.default) for text in self.letters())
         about = f"Experiment:  {one_line(job.partition('/')[2])}\n"
-        return next((found for found in reversed(list(read)) if about in found.get_content()), None)
+        return next((found for found in reversed(list(read)) if about in found.get_body(("plain",)).get_content()), None)
 
     def letters(self):
         """Return the text of each mail to a user."""

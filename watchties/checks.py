@@ -13,7 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 
-from watchties import hookfiles
+from watchties import hookfiles, letterforms
 from watchties.errors import ConfigError
 
 RSYNC_NEEDED = (3, 1, 3)  # --modify-window=-1 compares nanoseconds from there on
@@ -187,6 +187,8 @@ def mail(config, call_server=True):
         yield server(table) if call_server else Finding("mail", None, f"goes to {table.server}:{table.port} (not tried)")
     else:
         yield Finding("mail", None, "nobody gets any", "set folder, sendmail or server in [mail]")
+    if table.templates:
+        yield from (Finding("mail", False, problem, "put it right") for problem in letterforms.problems(table.templates))
     if not table.admin:
         yield Finding("mail", None, "nobody hears of hosts that are down or jobs that were given up", "set admin in [mail]")
 

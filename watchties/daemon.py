@@ -99,7 +99,8 @@ class Daemon:
             self._spawn(self._rebuild())
         log.info("[%d] watchties is at work: %s", os.getpid(), ", ".join(f"{n} ({w.backend})" for n, w in self.watches.items()))
         self._systemd.ready()
-        self.teller.notice(f"watchties started on {socket.gethostname()}", f"state directory: {self.state}\n")
+        how = "started again, after a crash," if self._notices.begin() else "started"
+        self.teller.notice(f"watchties {how} on {socket.gethostname()}", f"state directory: {self.state}\n")
 
     async def _shut_down(self, leave):
         """Start nothing more, wait for the hooks at work, then tell them to stop; what is undone is found at the next start.
@@ -123,6 +124,8 @@ class Daemon:
         await self._cancel(self._tasks)
         self.runner.close()
         self.journal.close()
+        if not self._broken:
+            self._notices.end()
 
     async def _await_locks(self):
         deadline = time.monotonic() + SHUTDOWN

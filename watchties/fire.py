@@ -23,11 +23,12 @@ TOUCHES = {
 
 def others(seen, world):
     """mail, and the rules of a site: after the marker they wait for, and after the rules they name."""
-    record = seen.record
-    for rule in due_rules(seen, world):
+    record, due = seen.record, due_rules(seen, world)
+    never = site_rules(world) - {rule.name for rule in due}  # a site's rule on DONE alone holds up no mail about FAILED
+    for rule in due:
         if rule.name == "push" or record.ended_as(rule.name) not in ("", GAVE_UP):
             continue  # what has given up is tried again when its time comes; push has its own function
-        missing = [name for name in rule.after if not record.ended_as(name)]
+        missing = [name for name in rule.after if not record.ended_as(name) and name not in never]
         if missing:
             yield Wait(rule.name, f"{rule.name} waits for {', '.join(missing)}")
         else:
@@ -36,8 +37,13 @@ def others(seen, world):
 
 def due_rules(seen, world):
     """Return push, mail and the site's rules that the present phase fires."""
-    built_in = set(TOUCHES) - {"push", "mail"} | {"notice"}
-    return [r for r in world.rules.values() if r.name not in built_in and fires(r, seen)]
+    own = site_rules(world) | {"push", "mail"}
+    return [r for r in world.rules.values() if r.name in own and fires(r, seen)]
+
+
+def site_rules(world):
+    """Return the names of the rules that are not watchties' own."""
+    return world.rules.keys() - TOUCHES.keys() - {"notice"}
 
 
 def fires(rule, seen):

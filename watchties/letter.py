@@ -1,30 +1,26 @@
-"""What a user is told of a job that ended: addresses, words, headers. Pure but for load_template.
+"""What a user is told of a job that ended: addresses, words, headers. Pure.
 
-Knows: what a user wants to know of a job that ended, what a valid address is, how a template is filled.
-Must not know: how a letter is sent, and whether it arrives.
+Knows: what a user wants to know of a job that ended, what a valid address is.
+Must not know: how a letter is sent, and whether it arrives; how a template is filled (letterforms.py).
 
 A letter's Message-ID comes from the attempt's token: a repeat after a crash is the same mail to every mail program (RFC 5322, 3.6.4).
-A template is a text: its first line is the subject, after "Subject:"; $placeholders (string.Template) are those of facts_of.
 """
 
+import binascii
 import email.policy
 import hashlib
 import re
 import shlex
-import string
 import unicodedata
 import urllib.parse
 from dataclasses import dataclass
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.utils import format_datetime, parseaddr
-from importlib import resources
-from pathlib import Path
 
-from watchties import model
-from watchties.errors import Rejected, UserError
+from watchties import letterforms, model
+from watchties.errors import Rejected
 
-TEMPLATES = {model.DONE: "done.txt", model.FAILED: "failed.txt"}
 DEFAULT_FROM = "watchties@localhost"
 MAX_SUBJECT = 200  # characters
 FINISHED = ("done", "skipped", "")  # how a rule may have ended without anybody missing anything
@@ -135,25 +131,6 @@ def fill(pattern, **values):
     return re.sub(r"\{(\w+)\}", lambda m: values.get(m[1], m[0]), pattern)
 
 
-def render(template, values):
-    """Return a template's (subject, text). A line whose $placeholders are all empty is left out, and so is such a paragraph."""
-    first, _, rest = template.partition("\n")
-    subject = string.Template(first.removeprefix("Subject:").strip()).substitute(values)
-    kept = [text for part in re.split(r"\n[ \t]*\n", rest.strip("\n")) if (text := _paragraph(part, values))]
-    return subject, "\n\n".join(kept) + "\n"
-
-
-def _paragraph(part, values):
-    if _is_void(part, values):
-        return ""
-    return "\n".join(string.Template(line).substitute(values) for line in part.split("\n") if not _is_void(line, values)).strip("\n")
-
-
-def _is_void(text, values):
-    names = string.Template(text).get_identifiers()
-    return bool(names) and not any(values[name] for name in names)
-
-
 def duration(seconds):
     """Return seconds in words, two units at most; "" if it is no number."""
     try:
@@ -204,36 +181,22 @@ def _unfinished(job):
     how_ended = {tuple(key.partition("@")[::2]): how for key, how in (job.ended or {}).items()}
     here = {rule: how for (rule, state), how in how_ended.items() if state in ("", job.marker) and rule != "mail"}
     late = [model.one_line(rule) for rule, how in here.items() if how not in FINISHED]
-    return late and f"Not everything could be finished yet ({', '.join(late)}): results may still be missing on the web host." or ""
+    return late and f"Not everything could be finished yet ({', '.join(late)}): something may still be missing on the web host." or ""
 
 
-def load_template(directory, state):
-    """Return (file name, text) of the template for a state: the site's own in `directory` if it is there, else ours."""
-    name = TEMPLATES[state]
-    own = Path(directory).expanduser() / name if directory else None
-    source = own if own and own.exists() else resources.files("watchties") / "templates" / name
-    try:
-        return str(source), source.read_text(encoding="utf-8")
-    except (OSError, ValueError) as e:
-        raise UserError(f"{source}: not a template that can be read: {e}") from e
-
-
-def compose(config, job, template, now, err_tail=(), own=None):
+def compose(config, job, form, now, err_tail=(), own=None):
     """Return (Letter or None, lines for the log): what the user of an ended job is told. Pure.
 
-    `config` is the whole plain configuration; `template` is what load_template returns; `now` an aware datetime; `err_tail` the last
-    lines of the job's error output; `own` the text of its address file. None: nobody is to be told. Raises Rejected, UserError.
+    `config` is the whole plain configuration; `form` is a letterforms.Form; `now` an aware datetime; `err_tail` the last
+    lines of the job's error output; `own` the text of its address file. None: nobody is to be told. Raises Rejected.
     """
     mail, user = config["mail"], model.user_of(job.job)
     chosen, notes = choose_address(mail, user, own)
     if not chosen and not mail["cc"]:
         return None, (*notes, f"no mail for {model.printable(user)}: [mail] to has no address for this user")
-    try:
-        subject, text = render(template[1], facts_of(config, job, err_tail))
-    except (KeyError, ValueError) as e:
-        raise UserError(f"{template[0]}: not a placeholder that a mail can fill: {e}") from e
+    subject, text, page = letterforms.fill(form, facts_of(config, job, err_tail))
     name = ".".join([*(_safe(part, 60) for part in (*_user_and_rest(job.job), str(job.attempt), _id(job.token))), "eml"])
-    return letter(mail, [chosen] if chosen else [], named_addresses(mail["cc"]), subject, text, now, job.token, name), notes
+    return letter(mail, [chosen] if chosen else [], named_addresses(mail["cc"]), subject, (text, page), now, job.token, name), notes
 
 
 def compose_notice(mail, subject, text, now, key):
@@ -241,11 +204,11 @@ def compose_notice(mail, subject, text, now, key):
     if not (admins := named_addresses(mail["admin"])):
         return None
     token = "notice-" + hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()[:24]
-    return letter(mail, admins, (), subject or "watchties: a notice", text, now, token, f"{token}.eml")
+    return letter(mail, admins, (), subject or "watchties: a notice", (text, ""), now, token, f"{token}.eml")
 
 
-def letter(mail, to, cc, subject, text, now, token, name):
-    """Return the Letter with all its headers; no value can begin a header of its own."""
+def letter(mail, to, cc, subject, parts, now, token, name):
+    """Return the Letter with all its headers; no value can begin a header of its own. parts: text, and HTML or ""."""
     sender = named_addresses(mail["from"] or DEFAULT_FROM)[0]
     bare = [a.addr_spec for a in (sender, *to, *cc)]
     message = EmailMessage(email.policy.SMTP.clone(utf8=not all(a.isascii() for a in bare), cte_type="7bit"))
@@ -256,9 +219,23 @@ def letter(mail, to, cc, subject, text, now, token, name):
     message["Date"] = format_datetime(now)
     message["Message-ID"] = f"<watchties.{_id(token)}@{sender.domain}>"
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: no vacation answers, please
-    message.set_content(text, cte="quoted-printable")
+    if parts[1]:
+        _set_alternatives(message, parts, f"=_watchties_{_id(token)}")
+    else:
+        message.set_content(parts[0], cte="quoted-printable")
     to, cc = (to, cc) if to else (cc, ())
     return Letter(message, sender.addr_spec, tuple(a.addr_spec for a in to), tuple(a.addr_spec for a in cc), name)
+
+
+def _set_alternatives(message, parts, boundary):
+    """Give a message its text and its HTML, the best last (RFC 2046, 5.1.4). By hand: the library takes a millisecond for it."""
+    body = []
+    for subtype, text in zip(("plain", "html"), parts):
+        coded = binascii.b2a_qp(text.encode("utf-8", "replace")).decode("ascii")
+        head = f'Content-Type: text/{subtype}; charset="utf-8"\nContent-Transfer-Encoding: quoted-printable\n'
+        body.append(f"--{boundary}\n{head}\n{coded}\n")
+    message["MIME-Version"], message["Content-Type"] = "1.0", f'multipart/alternative; boundary="{boundary}"'
+    message.set_payload("".join([*body, f"--{boundary}--\n"]).replace("\n", "\r\n"))
 
 
 def _id(token):

@@ -14,8 +14,8 @@ import ssl
 import stat
 from pathlib import Path
 
-from watchties.errors import CommandFailed, Rejected, Transient, UserError, WatchtiesError
-from watchties.letter import choose_address, compose, compose_notice, load_template  # noqa: F401  (one module for the hooks)
+from watchties.errors import CommandFailed, Rejected, Transient, WatchtiesError
+from watchties.letter import choose_address, compose, compose_notice  # noqa: F401  (one module for the hooks)
 from watchties.model import Outcome, one_line
 
 PORT, TLS_PORT = 25, 465  # 465: TLS from the first byte (RFC 8314)
@@ -89,7 +89,10 @@ class Sendmail(Nowhere):
     def send(self, letter):
         """Give the letter to the program; return "". Addresses never begin with a dash (letter.address)."""
         argv = [*self.argv, "-i", "-f", letter.sender, *letter.to, *letter.cc]
-        result = self.run(argv, stdin=letter.data(), timeout=PROGRAM_TIMEOUT)
+        try:
+            result = self.run(argv, stdin=letter.data(), timeout=PROGRAM_TIMEOUT)
+        except WatchtiesError as e:  # it is not there, say: no letter's fault
+            raise Transient(str(e)) from e
         if result.code:
             failure = CommandFailed(argv, result.code, result.out, result.err)
             raise (Transient if result.code == EX_TEMPFAIL else Rejected)(failure.reason())
@@ -217,16 +220,16 @@ def _words_of(error):
 
 
 def _password(mail):
-    """Return the content of `password_file`; raise UserError if it is missing or open to others."""
+    """Return the content of `password_file`; raise Gone if it is missing or open to others: no letter's fault."""
     try:
         path = Path(mail["password_file"]).expanduser()
         if path.stat().st_mode & 0o007:
-            raise UserError(f"{path}: everybody may read it; run: chmod 600 {shlex.quote(str(path))}")
+            raise Gone(f"{path}: everybody may read it; run: chmod 600 {shlex.quote(str(path))}")
         return path.read_text(encoding="utf-8").strip("\r\n")
     except TypeError as e:
-        raise UserError("[mail] user is set but password_file is not") from e
+        raise Gone("[mail] user is set but password_file is not") from e
     except (OSError, ValueError) as e:
-        raise UserError(f"[mail] password_file: {e}") from e
+        raise Gone(f"[mail] password_file: {e}") from e
 
 
 # A job's own files, for a letter. Its directory is the user's: nothing in it is followed out of it, and nothing there can make us wait.

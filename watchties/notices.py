@@ -1,11 +1,20 @@
-"""Notices for the administrator: gathered, and sent by the notice hook until it succeeds.
+"""Notices for the administrator: kept on disk, gathered, and sent by the notice hook until it succeeds.
 
-Knows: how often the administrator may be written to, and that a notice is tried again while the mail server is down.
+Knows: how often the administrator may be written to, and that a notice is tried again while the mail server is down, also by the
+next daemon. Whether the daemon before this one has ended as it should.
 Must not know: what a notice is about.
+
+A notice is a file in `notices` of the state directory, its subject the first line, until it was sent. Its name is the moment, so that
+a repeat of a notice has the same text, and with it the same Message-ID.
 """
 
 import asyncio
+import contextlib
+import os
+import socket
 import time
+
+from watchties import durable
 
 GAP = 60.0  # seconds between two mails to the administrator
 
@@ -15,19 +24,57 @@ class Notices:
 
     def __init__(self, rule, hook, dirs, runner, teller):
         self.rule, self.hook, self.dirs, self.runner, self.teller = rule, hook, dirs, runner, teller
-        self._queue = asyncio.Queue()
+        self.folder, self._alive = os.path.join(dirs.state, "notices"), os.path.join(dirs.state, "alive")
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        self._news, self._unwritten = asyncio.Event(), []
 
     def put(self, subject, text):
-        """Have something told to the administrator."""
-        self._queue.put_nowait((subject, text))
+        """Have something told to the administrator: it is on disk from now on, unless the disk is full."""
+        name, whole = f"{time.time_ns():x}", f"{subject}\n{text}"
+        error = durable.carry_out({name: durable.replace(os.path.join(self.folder, name), whole.encode("utf-8", "replace"))})[name]
+        if isinstance(error, OSError):
+            self.teller.problem("notice", str(error))
+            self._unwritten.append((name, whole))
+        self._news.set()
+
+    def begin(self):
+        """Return whether the daemon before this one has ended without saying so: killed, or the machine went down."""
+        crashed = os.path.exists(self._alive)
+        with contextlib.suppress(OSError):
+            open(self._alive, "w").close()
+        return crashed
+
+    def end(self):
+        """Say that this daemon has ended as it should."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._alive)
 
     async def run(self):
         """Send what has gathered: at once when it is the first for a while, else together."""
         while True:
-            gathered = [await self._queue.get()]
-            gathered += [self._queue.get_nowait() for _ in range(self._queue.qsize())]
-            await self._send(as_one(gathered))
-            await asyncio.sleep(GAP)
+            gathered = self._gathered()
+            if gathered:
+                await self._send(as_one(gathered))
+                self._forget(gathered)
+                await asyncio.sleep(GAP)
+            else:
+                await self._news.wait()
+                self._news.clear()
+
+    def _gathered(self):
+        """Return (name, whole text) of each notice that was not sent yet, the oldest first."""
+        found = list(self._unwritten)
+        for name in os.listdir(self.folder):
+            with contextlib.suppress(OSError):
+                with open(os.path.join(self.folder, name), encoding="utf-8", errors="replace") as file:
+                    found += [] if name.endswith(".new") else [(name, file.read())]
+        return sorted(found)
+
+    def _forget(self, gathered):
+        self._unwritten = [one for one in self._unwritten if one not in gathered]
+        for name, _ in gathered:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self.folder, name))
 
     async def _send(self, text):
         """Run the notice hook, again and again while it asks for that."""
@@ -53,8 +100,9 @@ class Notices:
 
 
 def as_one(gathered):
-    """Return the text of one notice, its subject in the first line, from several."""
-    (subject, text), *more = gathered
-    if not more:
-        return f"{subject}\n{text}"
-    return f"{subject} (and {len(more)} more)\n" + "\n\n".join(f"{s}\n{t}" for s, t in gathered)
+    """Return the text of one notice, its subject in the first line, from several (name, whole text)."""
+    (first, whole), *more = gathered
+    subject, _, text = whole.partition("\n")
+    if more:
+        subject, text = f"{subject} (and {len(more)} more)", "\n\n".join(each for _, each in gathered)
+    return f"{subject}\n{text.rstrip()}\n\n-- \nwatchties on {socket.gethostname()}, notice {first}\n"

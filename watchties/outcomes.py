@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from watchties import record
 from watchties.lanes import backoff
 from watchties.model import FAILED, PENDING, Request, SUBMITTED, WEB, number
-from watchties.record import GAVE_UP
+from watchties.record import GAVE_UP, REFUSED
 
 DAY = 86400.0
 TOLD_AT = 6  # tries of a rule for a job until the administrator hears of it
+OURS = ("pull", "submit", "report", "poll", "fetch", "push", "cancel")  # how these fail is the daemon's to judge
 BEFORE_DONE = ("pull", "submit", "fetch")  # giving up in one of these makes the job FAILED
 
 
@@ -74,6 +75,8 @@ def done(rec, rule, told, fields, now, new_token):
 
 def failed(rec, rule, told, outcome, now, new_token, reconcile):
     """Return Taken after a failure: another try later, or the end of trying."""
+    if outcome.outcome == "failed" and outcome.fields.get("final") and rule.name not in OURS:
+        return Taken(record.end_rule(rec, rule.name, REFUSED), f"{rule.name} failed for good: {outcome.reason}")
     before = rec.tries.get(rule.name, {})
     final = outcome.outcome == "failed" or now - before.get("first", now) > rule.retry.give_up_after
     if not final or rule.name in ("poll", "cancel"):

@@ -17,7 +17,8 @@ from watchties.model import CANCEL, DONE, FAILED, FINAL, MIRROR, PENDING, RECORD
 
 FILE = "record.json"
 VERSION = 1
-GAVE_UP = "gave up"
+GAVE_UP = "gave up"  # tried again, now and then
+REFUSED = "refused"  # for good: by its hook, with the field `final`
 
 
 @dataclass(frozen=True)

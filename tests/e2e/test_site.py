@@ -86,10 +86,10 @@ def test_twenty_jobs_run_once_and_come_back_though_the_daemon_is_killed_twenty_t
             assert sorted(p.name for p in where.iterdir() if p.name.isupper()) == ["DONE"]
             for tree, user in (site.web, "www-data"), (site.mirror, "webapp"), (site.compute, "runcompties"):
                 assert owners(tree / job) == {USERS[user]}
-        told = {mail["Message-ID"]: mail for mail in mails() if "Experiment:" in mail.get_content()}
+        told = {mail["Message-ID"]: mail for mail in mails() if "Experiment:" in mail.get_body(("plain",)).get_content()}
         assert len(told) == JOBS  # after a kill in the very moment of sending one may come twice, with the same Message-ID
         for job in names:
-            assert [m for m in told.values() if f"Experiment:  {one_line(job.partition('/')[2])}\n" in m.get_content()], job
+            assert [m for m in told.values() if f"Experiment:  {one_line(job.partition('/')[2])}\n" in m.get_body(("plain",)).get_content()], job
         site.wait_ready()
         masters = [line for line in processes(lab, "v11") if "ssh -T -M" in line]
         assert len(masters) == 6, masters  # two for each of three hosts: those of the twenty before are gone

@@ -206,7 +206,7 @@ def test_a_job_that_cannot_be_carried_is_rejected_with_the_reason_everywhere(tmp
         site.wait(site.quiet, 20, "quiet")
         for name, words in why.items():
             letter = site.letter(f"ann/{name}")
-            assert "rejected" in letter["Subject"] and words in letter.get_content()
+            assert "rejected" in letter["Subject"] and words in letter.get_body(("plain",)).get_content()
         assert os.listdir(site.compute / "ann") == ["fine"]
         put(site.web / "ann/nothing/command", COMMAND)
         site.touch("ann/nothing")

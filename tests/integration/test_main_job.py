@@ -147,7 +147,7 @@ def test_a_failing_job_says_why_on_the_web_host_and_in_the_mail(tmp_path):
         site.wait_state("bob/good", "DONE")
         site.wait(site.quiet, 10, "quiet")
         letter = site.letter("ann/bad")
-        assert letter["Subject"].startswith("FAILED: bad") and "no such column: dial" in letter.get_content()
+        assert letter["Subject"].startswith("FAILED: bad") and "no such column: dial" in letter.get_body(("plain",)).get_content()
 
 
 class Inbox:

@@ -1,8 +1,11 @@
 """Trouble with the real daemon: hosts and mail servers that are down, killed relays and jobs, signals. It goes on by itself."""
 
+import email
+import email.policy
 import os
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -98,33 +101,67 @@ def end_on(site, job):
 
 
 class Inbox:
-    def __init__(self):
-        self.to = []
+    def __init__(self, refuses=""):
+        self.to, self.refuses, self.asked, self.said = [], refuses, [], []
+
+    async def handle_RCPT(self, server, session, envelope, address, options):
+        self.asked.append(address)
+        if address == self.refuses:
+            return "550 no such user here"
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
 
     async def handle_DATA(self, server, session, envelope):
         self.to += envelope.rcpt_tos
+        self.said.append(email.message_from_bytes(envelope.content, policy=email.policy.default))
         return "250 taken"
+
+    def notices(self):
+        """Return subject and text of all that the administrator was told."""
+        return "\n".join(f"{said['Subject']}\n{said.get_content()}" for said in self.said if said["To"] == "root@localhost")
 
 
 def test_a_mail_server_that_is_down_delays_the_mail_and_nothing_else(tmp_path):
-    port, box = free_port(), Inbox()
+    """Nothing that is to be told is lost meanwhile, though the daemon is killed; an address refused for good is told once, not tried again."""
+    port, box = free_port(), Inbox(refuses="eve@localhost")
 
     def change(text):
         return text.replace(f'folder = "{tmp_path}/mail"', f'server = "127.0.0.1"\nport = {port}')
 
-    with Site(tmp_path, change=change, edit=quick("mail", "notice")) as site:
-        for job in "ann/e1", "bob/e2":
+    with Site(tmp_path, change=change, edit=quick("mail", "notice"), daemon='grace = "2s"\nreconcile = "1s"') as site:
+        for job in "ann/e1", "bob/e2", "eve/e3":
             site.drop(job)
             site.wait_state(job, "DONE", 20)
         waits_for(site, "ann/e1", "mail", str(port))
+        site.kill()
+        site.start().wait_ready()
         controller = Controller(box, hostname="127.0.0.1", port=port)
         controller.start()
         try:
             site.wait(lambda: {"ann@localhost", "bob@localhost", "root@localhost"} <= set(box.to), 60, f"mail: {box.to}")
-            site.wait(site.quiet, 20, "quiet")
+            site.wait(lambda: "eve@localhost" in box.asked and site.quiet(), 20, "quiet")
+            told = box.notices() + "".join(path.read_text() for path in (site.state / "notices").iterdir())  # sent, or about to be
+            assert "mail failed for good: mail server" in told and told.count("550 no such user here") == 1
+            host = socket.gethostname()
+            assert f"watchties started on {host}" in box.notices() and f"watchties started again, after a crash, on {host}" in box.notices()
+            seen = site.record("eve/e3")
+            assert seen.ended["mail@DONE"] == "refused" and not seen.tries.get("mail")
+            site.touch("eve/e3")  # another attempt: it is asked once more, and no more than that
+            site.wait(lambda: box.asked.count("eve@localhost") == 2 and site.quiet(), 30, "the second refusal")
+            site.drop("ann/more")
+            site.wait(lambda: box.to.count("ann@localhost") == 2 and site.quiet(), 30, "mail to ann")
         finally:
             controller.stop()
-        assert box.to.count("ann@localhost") == box.to.count("bob@localhost") == 1
+        assert box.to.count("bob@localhost") == 1 and box.asked.count("eve@localhost") == 2
+
+
+def test_a_mail_server_that_hangs_holds_up_nobody_else(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        change = lambda text: text.replace(f'folder = "{tmp_path}/mail"', f'server = "127.0.0.1"\nport = {silent.getsockname()[1]}')  # noqa: E731
+        with Site(tmp_path, change=change, edit=quick("mail", "notice"), daemon='stop_timeout = "1s"') as site:
+            for job in "ann/e1", "bob/e2":
+                site.drop(job)
+                site.wait_state(job, "DONE", 20)
 
 
 # ---- the daemon ----
