@@ -15,6 +15,8 @@ need find findutils
 need busybox busybox
 need sshd openssh-server
 need ssh openssh-client
+need groff groff-base
+need mandoc mandoc
 if [ "$(id -u)" = 0 ]; then # hosts in network namespaces, for tests/e2e: nobody else can make them
     need ip iproute2
     need tc iproute2

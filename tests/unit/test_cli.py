@@ -63,7 +63,7 @@ def test_every_option_has_a_help():
 
 
 def test_no_command_of_that_name_names_the_nearest():
-    shown = call("statsu")
+    shown = call("statusu")
     assert shown.exit_code == 2 and "did you mean status?" in shown.output
 
 
@@ -103,7 +103,7 @@ def failing(monkeypatch, error):
     def broken():
         raise error
 
-    monkeypatch.setattr("watchties.cli.jobs.status", broken)
+    monkeypatch.setattr("watchties.cli.status.status", broken)
     return call("status")
 
 

@@ -1,0 +1,82 @@
+"""Long transfers, carried by a real daemon through a real sshd with a limit of bytes a second: seen, cut, gone on with; then stats."""
+
+import json
+import os
+import signal
+
+import pytest
+from site_kit import Site
+from sshd_kit import Sshd
+
+from watchties import progress
+
+pytestmark = pytest.mark.slow
+BIG = os.urandom(5_000_000)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    with Sshd(folder) as sshd:
+        far = sshd.toml() + 'bwlimit = "700k"\n'
+        with Site(folder, change=lambda text: text.replace('role = "web"\n', f'role = "web"\n{far}')) as site:
+            site.wait_ready()
+            yield site
+
+
+def told(site):
+    """Return what `status --json` says of transfers."""
+    return json.loads(site.watchties("status", "--json").stdout)["transfers"]
+
+
+def test_a_long_transfer_is_seen_by_status_and_by_the_daemon_and_leaves_nothing(site):
+    site.drop("ann/big", "cp in.bin out.bin\n", files={"in.bin": BIG})
+    for rule, jobs in ("pull", ["main:ann/big"]), ("push", ["main:ann/big"]):
+        first = site.wait(lambda rule=rule: [one for one in told(site) if one["rule"] == rule], 120, f"{rule} is told")[0]
+        assert (first["host"], first["jobs"]) == ("vision", jobs) and 0 < first["bytes"] <= len(BIG) and first["rate"] > 0
+        site.wait(lambda rule=rule, first=first: [o for o in told(site) if o["rule"] == rule and o["bytes"] > first["bytes"]], 60, "it grows")
+        if rule == "pull":
+            assert progress.in_one_line(site.state).startswith("pull vision: ")
+            shown = site.watchties("status").stdout
+            assert "under way: pull vision: " in shown and "left (main:ann/big)" in shown, shown
+    site.wait_state("ann/big", "DONE", 120)
+    site.wait(site.quiet, 60, "quiet")
+    assert told(site) == [] and not list((site.state / "runs").rglob("progress*"))
+    assert (site.web / "ann/big/out.bin").read_bytes() == BIG
+
+
+def test_a_hook_that_is_killed_leaves_no_progress_and_the_next_goes_on_where_it_was(site):
+    site.drop("ann/cut", files={"in.bin": BIG})
+    run = site.wait(lambda: told(site), 120, "pull is told")[0]["run"]
+    where = site.state / "runs" / run
+    pids = [pid for pid in os.listdir("/proc") if pid.isdigit() and rsync_of(pid, where)]
+    assert pids, "no process of that run"
+    for pid in pids:
+        os.kill(int(pid), signal.SIGKILL)
+    site.wait(lambda: not where.exists(), 60, "the run is taken in")
+    assert run not in {one["run"] for one in told(site)}
+    site.wait_state("ann/cut", "DONE", 120)
+    site.wait(site.quiet, 60, "quiet")
+    assert (site.mirror / "ann/cut/in.bin").read_bytes() == BIG and not list(site.state.rglob("progress*"))
+
+
+def rsync_of(pid, where):
+    """Return whether a process is the hook of a run: it works in the run's directory, and is no rsync."""
+    try:
+        return os.readlink(f"/proc/{pid}/cwd") == str(where) and "rsync" not in os.readlink(f"/proc/{pid}/exe")
+    except OSError:
+        return False
+
+
+def test_stats_of_what_has_gone_its_way(site):
+    site.drop("bob/bad", "exit 3\n")
+    site.wait_state("bob/bad", "FAILED", 60)
+    site.wait(site.quiet, 60, "quiet")
+    found = json.loads(site.watchties("stats", "--json").stdout)
+    assert {stage for stage, took in found["stages"].items() if took["count"] >= 3} == set(found["stages"])
+    assert found["stages"]["push"]["p95"] > 2 and found["stages"]["in all"]["p95"] > found["stages"]["pull"]["p50"]
+    assert [sum(day.get(state, 0) for day in found["days"].values()) for state in ("DONE", "FAILED")] == [2, 1]
+    assert found["causes"] == {"exit": 1}
+    shown = site.watchties("stats", "--since", "1h").stdout
+    assert "waiting" in shown and "P95" in shown and "exit" in shown and "█" in shown
+    assert "no job has gone its way in this time" in site.watchties("stats", "--since", "2001-01-01", "--until", "2001-02-01").stdout
