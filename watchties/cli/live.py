@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import termios
+import textwrap
 import time
 import tty
 
@@ -85,13 +86,10 @@ def screen(look):
         body = "\n".join(lines(rows, size.columns, cut=True)).split("\n") if rows else []
     except UserError as error:
         head, rows, body = [str(error)], [], []
-    room = size.lines - len(head) - 3
+    head = [part for line in [f"{time.strftime('%H:%M:%S')}  {head[0]}", *head[1:]] for part in textwrap.wrap(line, size.columns)]
+    room = max(1, size.lines - len(head) - 2)
     if len(body) > room:
-        shown = body[: max(1, room)]
         foot = f"{plural(len(rows), 'job')}, as many as fit; {foot}"
-    else:
-        shown = body
-    text = [f"{time.strftime('%H:%M:%S')}  {head[0]}", *head[1:], "", *shown]
-    text = [shortened(line, size.columns) for line in text][: size.lines - 1]
+    text = [shortened(line, size.columns) for line in [*head, "", *body[:room]]][: size.lines - 1]
     text += [""] * (size.lines - 1 - len(text))
     return Text("\n".join([*text, foot]), no_wrap=True, overflow="crop")
