@@ -18,10 +18,18 @@ def page(name, command, version, about):
                          roff.heading("description"), *body(command), roff.heading("options"), *options(outer), *about])  # fmt: skip
     parts = [roff.heading("synopsis"), f"{roff.bold(name)} [{roff.italic('options')}] {roff.italic('command')} [{roff.italic('arguments')}]"]
     parts += [roff.heading("description"), *body(command), roff.heading("options"), *options(outer), roff.heading("commands")]
-    for word in command.list_commands(outer):
-        inner = click.Context(command.get_command(outer, word), info_name=word, parent=outer)
-        parts += [roff.subheading(f"{name} {word}"), synopsis(f"{name} {word}", inner), *body(inner.command), *options(inner)]
-    return roff.page(name, 1, version, first_sentence(command), [*parts, *about])
+    return roff.page(name, 1, version, first_sentence(command), [*parts, *below(outer), *about])
+
+
+def below(context):
+    """Return the sections of a group's commands, each followed by those of its own commands, if it has some."""
+    found = []
+    for word in context.command.list_commands(context):
+        inner = click.Context(context.command.get_command(context, word), info_name=word, parent=context)
+        name = inner.command_path
+        found += [roff.subheading(name), synopsis(name, inner), *body(inner.command), *options(inner)]
+        found += below(inner) if isinstance(inner.command, click.Group) else []
+    return found
 
 
 def first_sentence(command):

@@ -37,16 +37,23 @@ def test_both_formatters_take_it_without_a_warning(path):
     assert [line for line in lint.stdout.splitlines() if 'missing date, using ""' not in line] == []  # a release has one, not a page
 
 
+def inner(context):
+    """Yield (words, command) for each command below a group, those of groups in it among them."""
+    if isinstance(context.command, click.Group):
+        for word in context.command.list_commands(context):
+            below = click.Context(context.command.get_command(context, word), info_name=word, parent=context)
+            yield below.command_path, below.command
+            yield from inner(below)
+
+
 @pytest.mark.parametrize("name", build.programs())
 def test_every_command_and_option_is_in_its_page(name):
     page, command = (ROOT / "man" / f"{name}.1").read_text().replace("\\-", "-"), build.programs()[name]
-    context = click.Context(command, info_name=name)
-    inner = [command.get_command(context, word) for word in command.list_commands(context)] if isinstance(command, click.Group) else []
-    for one in inner:
-        head, found, rest = page.partition(f'\n.SS "{name} {one.name}"\n')
-        assert found, f"{name} {one.name} has no section"
+    for path, one in inner(click.Context(command, info_name=name)):
+        head, found, rest = page.partition(f'\n.SS "{path}"\n')
+        assert found, f"{path} has no section"
         for option in (option for param in one.params if isinstance(param, click.Option) for option in param.opts):
-            assert re.search(rf"^\\fB.*{re.escape(option)}\b", rest.partition("\n.S")[0], re.MULTILINE), (one.name, option)
+            assert re.search(rf"^\\fB.*{re.escape(option)}\b", rest.partition("\n.S")[0], re.MULTILINE), (path, option)
     for param in command.params:
         assert not isinstance(param, click.Option) or all(option in page for option in param.opts)
 
