@@ -23,6 +23,8 @@ COMMANDS = {
     "deploy": ("setup", "Put agent and relay on hosts."),
     "check": ("setup", "Look whether everything is as it must be, here and on the hosts."),
     "run": ("service", "Carry jobs, until told to stop."),
+    "service": ("unit", "Have systemd keep the daemon running."),
+    "transfer": ("onepass", "Carry what can be carried now, and end: for cron."),
     "status": ("jobs", "Show all jobs that something is left to do for, or one job."),
     "explain": ("jobs", "Show what is on disk for a job, what would be done next, and why."),
     "requeue": ("jobs", "Have jobs run once more."),
@@ -33,8 +35,29 @@ COMMANDS = {
 }
 
 
-class Lazy(click.Group):
-    """A group that imports a command's module when the command is used, and tells errors in one line."""
+class TellsErrors:
+    """What each program's outermost command is, so that an error is told in one line."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            tell(str(error))
+            ctx.exit(error.exit_code)
+        except WatchtiesError as error:
+            tell(str(error))
+            for line in error.details() if isinstance(error, CommandFailed) else ():
+                click.echo(f"  {line}", err=True)
+            ctx.exit(FAILURE)
+        except OSError as error:
+            if error.errno == errno.EPIPE or error.errno is None:
+                raise  # click ends in silence when nobody reads any more
+            tell(f"{error.filename or 'the system'}: {error.strerror}")
+            ctx.exit(FAILURE)
+
+
+class Lazy(TellsErrors, click.Group):
+    """A group that imports a command's module when the command is used."""
 
     def list_commands(self, ctx):
         return list(COMMANDS)
@@ -63,23 +86,6 @@ class Lazy(click.Group):
 
         found = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
         return found or click.Command.shell_complete(self, ctx, incomplete)
-
-    def invoke(self, ctx):
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            tell(str(error))
-            ctx.exit(error.exit_code)
-        except WatchtiesError as error:
-            tell(str(error))
-            for line in error.details() if isinstance(error, CommandFailed) else ():
-                click.echo(f"  {line}", err=True)
-            ctx.exit(FAILURE)
-        except OSError as error:
-            if error.errno == errno.EPIPE or error.errno is None:
-                raise  # click ends in silence when nobody reads any more
-            tell(f"{error.filename or 'the system'}: {error.strerror}")
-            ctx.exit(FAILURE)
 
 
 def tell(text):

@@ -4,7 +4,6 @@ Knows: options, environment, places on disk, terminals.
 Must not know: what any command does; which job is meant (names.py). Imports next to nothing at its top.
 """
 
-import fcntl
 import functools
 import json
 import os
@@ -77,15 +76,19 @@ class Places:
 
     def daemon(self):
         """Return the pid of the daemon at work here, as text; "" if none is."""
-        try:
-            with open(os.path.join(self.state, "daemon.lock")) as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at the end of the block
-                except BlockingIOError:
-                    return file.read().strip() or "unknown"
-        except FileNotFoundError:
-            pass
-        return ""
+        pid, what = self.at_work()
+        return pid if what == "daemon" else ""
+
+    def transfer(self):
+        """Return the pid of the one-pass transfer at work here, as text; "" if none is."""
+        pid, what = self.at_work()
+        return pid if what == "transfer" else ""
+
+    def at_work(self):
+        """Return (pid, "daemon" or "transfer") of what is at work here; ("", "") if nothing is."""
+        from watchties import statelock
+
+        return statelock.holder(self.state)
 
 
 def place_options(envvar=False):

@@ -38,7 +38,7 @@ def status(places, job, everything, states, user, limit, as_json):
         from watchties.cli.onejob import show_job
 
         return show_job(places, Names.at(places).find(job), as_json)
-    reader, pid = places.reader(), places.daemon()
+    reader, (pid, what) = places.reader(), places.at_work()
     wanted = [state.upper() for state in states] or None if everything or states else [PENDING, SUBMITTED]
     rows = reader.jobs(wanted, user, None if everything or states else limit)
     if not (everything or states):
@@ -46,8 +46,9 @@ def status(places, job, everything, states, user, limit, as_json):
     rows = rows[:limit]
     if as_json:
         jobs = [row._asdict() | {"since": iso(row.since)} for row in rows]
-        return show_json({"daemon": pid or None, "counts": reader.counts(), "jobs": jobs})
-    click.echo(told_of_daemon(pid))
+        at_work = {"daemon": pid if what == "daemon" else None, "transfer": pid if what == "transfer" else None}
+        return show_json({**at_work, "counts": reader.counts(), "jobs": jobs})
+    click.echo(told_of_work(pid, what))
     click.echo(", ".join(f"{count} {state}" for state in SHOWN if (count := reader.counts().get(state))) or "no jobs yet")
     if rows:
         click.echo()
@@ -55,8 +56,10 @@ def status(places, job, everything, states, user, limit, as_json):
         show_table(("JOB", "STATE", "ATTEMPT", "HOST", "SINCE", "WAITS FOR, OR WHY"), cells)
 
 
-def told_of_daemon(pid):
-    """Return a line on whether a daemon is at work."""
+def told_of_work(pid, what):
+    """Return a line on whether a daemon, or a pass, is at work."""
+    if what == "transfer":
+        return f"a one-pass transfer is at work, pid {pid}"
     return f"a daemon is at work, pid {pid}" if pid else "no daemon is at work; start it: watchties run"
 
 
