@@ -7,6 +7,7 @@ log=$(mktemp) && trap 'rm -f "$log"' EXIT
 
 missing=
 need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing="$missing $2"; }
+need_file() { [ -e "$1" ] || missing="$missing $2"; }
 need rsync rsync
 need flock util-linux
 need setsid util-linux
@@ -23,6 +24,9 @@ if [ "$(id -u)" = 0 ]; then # hosts in network namespaces, for tests/e2e: nobody
     need iptables iptables
     need nsenter util-linux
     need useradd passwd
+    need systemctl systemd # a systemd of a user's own in a host
+    need dbus-daemon dbus
+    need_file /usr/lib/systemd/user/dbus.socket dbus-user-session
 fi
 
 python=

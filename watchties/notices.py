@@ -5,6 +5,7 @@ Must not know: what a notice is about.
 """
 
 import asyncio
+import contextlib
 import time
 
 GAP = 60.0  # seconds between two mails to the administrator
@@ -24,10 +25,18 @@ class Notices:
     async def run(self):
         """Send what has gathered: at once when it is the first for a while, else together."""
         while True:
-            gathered = [await self._queue.get()]
-            gathered += [self._queue.get_nowait() for _ in range(self._queue.qsize())]
-            await self._send(as_one(gathered))
+            first = await self._queue.get()
+            await self._send(as_one([first, *self._gathered()]))
             await asyncio.sleep(GAP)
+
+    async def send_gathered(self):
+        """Send what has gathered, with one try: for a daemon that is about to end."""
+        if gathered := self._gathered():
+            with contextlib.suppress(OSError):  # the log has it
+                await self._run_once(as_one(gathered))
+
+    def _gathered(self):
+        return [self._queue.get_nowait() for _ in range(self._queue.qsize())]
 
     async def _send(self, text):
         """Run the notice hook, again and again while it asks for that."""

@@ -16,11 +16,12 @@ log = logging.getLogger("watchties")
 
 
 class Teller:
-    """Gathers rows for the journal and writes them once a pass. on_host_failed(host, reason), on_notice(subject, text)."""
+    """Gathers rows for the journal and writes them once a pass. on_host_failed(host, reason), on_notice(subject, text),
+    on_phase(job): it is PENDING, SUBMITTED, DONE or FAILED now."""
 
     def __init__(self, journal, hooklog, clock=time.time):
         self.journal, self.hooklog, self.clock = journal, hooklog, clock
-        self.on_host_failed = self.on_notice = lambda *_: None
+        self.on_host_failed = self.on_notice = self.on_phase = lambda *_: None
         self._events, self._rows, self._said = [], {}, {}
 
     # ---- jobs ----
@@ -33,6 +34,7 @@ class Teller:
             took, cause = rec.fields.get("seconds"), rec.fields.get("cause") if rec.phase == FAILED else ""
             self._events.append((self.clock(), *self._key(job), rec.attempt, "", rec.phase, text, seconds(took), cause or ""))
             log.info("%s: attempt %d %s%s", job.id, rec.attempt, rec.phase, f": {text}" if text else "")
+            self.on_phase(job)
         job.reason = ""
         self._put(job)
 

@@ -47,7 +47,11 @@ def test_every_command_has_help_with_examples_that_parse(name):
     assert examples, "an example is missing"
     for example in examples:
         assert contexts(example).info_name == name
-    assert len(max(shown.output.splitlines(), key=len)) <= 100
+    assert len(max(shown.output.splitlines(), key=len)) <= 80
+
+
+def test_the_first_help_fits_a_narrow_terminal():
+    assert len(max(call("--help").output.splitlines(), key=len)) <= 80
 
 
 def test_help_lists_every_command_with_the_text_of_the_table():

@@ -8,7 +8,7 @@ import os
 
 import click
 
-from watchties.cli.common import aligned, clock, json_option, show_json, with_places
+from watchties.cli.common import clock, fitted, json_option, show_json, with_places
 from watchties.cli.names import JOB, Names
 from watchties.errors import UserError
 from watchties.model import CANCEL, FINAL, PENDING
@@ -50,7 +50,7 @@ def explain(places, job, as_json):
         click.echo(f"\n{INDENT}at work: run {run['run']} of {run['rule']} on {run['host'] or 'this machine'}, since {run['started']}")
     click.echo(f"\n{INDENT}what comes next")
     rows = [(INDENT * 2 + one["action"], one["what"], one["reason"]) for one in nexts]
-    for line in aligned(rows) if rows else [INDENT * 2 + "nothing: everything that was asked for has ended"]:
+    for line in fitted(rows) if rows else [INDENT * 2 + "nothing: everything that was asked for has ended"]:
         click.echo(line)
     click.echo(f"\n{INDENT}not seen from here")
     for line in unseen:

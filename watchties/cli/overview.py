@@ -20,9 +20,10 @@ JOB_ROOM = 40  # columns of a job's name at least before it is cut
 
 
 class Overview(NamedTuple):
-    """daemon: pid as text, or ""; counts: state -> jobs; rows: JobRows; transfers: those under way."""
+    """pid: of who is at work, as text, or ""; what: daemon or transfer; counts: state -> jobs; transfers: those under way."""
 
-    daemon: str
+    pid: str
+    what: str
     counts: dict
     rows: list
     transfers: list
@@ -30,13 +31,13 @@ class Overview(NamedTuple):
     @classmethod
     def at(cls, places, states=None, everything=False, user=None, limit=1000):
         """Return the Overview of these places. states: only those; everything: jobs that have ended, too."""
-        reader, pid = places.reader(), places.daemon()
+        reader, (pid, what) = places.reader(), places.at_work()
         try:
             wanted = states or (None if everything else WANTED_ALWAYS)
             rows = reader.jobs(wanted, user, limit)
             if not (everything or states):
                 rows += [row for row in reader.jobs([DONE, FAILED], user) if row.waiting_on]
-            return cls(pid, reader.counts(), rows[:limit], progress.transfers(places.state))
+            return cls(pid, what, reader.counts(), rows[:limit], progress.transfers(places.state))
         finally:
             reader.close()
 
@@ -44,16 +45,19 @@ class Overview(NamedTuple):
         """Return it for programs."""
         jobs = [row._asdict() | {"since": iso(row.since)} for row in self.rows]
         transfers = [one.plain() | {"jobs": [str(JobId(*job)) for job in one.jobs()]} for one in self.transfers]
-        return {"daemon": self.daemon or None, "counts": self.counts, "transfers": transfers, "jobs": jobs}
+        at_work = {what: self.pid if what == self.what else None for what in ("daemon", "transfer")}
+        return {**at_work, "counts": self.counts, "under_way": transfers, "jobs": jobs}
 
     def head(self):
         """Return the lines above the jobs: the daemon, how many there are, what travels."""
         counts = ", ".join(f"{count} {state}" for state in SHOWN if (count := self.counts.get(state)))
-        return [told_of_daemon(self.daemon), counts or "no jobs yet", *map(told_of_transfer, self.transfers)]
+        return [told_of_work(self.pid, self.what), counts or "no jobs yet", *map(told_of_transfer, self.transfers)]
 
 
-def told_of_daemon(pid):
-    """Return a line on whether a daemon is at work."""
+def told_of_work(pid, what):
+    """Return a line on whether a daemon, or a pass, is at work."""
+    if what == "transfer":
+        return f"a one-pass transfer is at work, pid {pid}"
     return f"a daemon is at work, pid {pid}" if pid else "no daemon is at work; start it: watchties run"
 
 
