@@ -1,16 +1,17 @@
 """Long transfers, carried by a real daemon through a real sshd with a limit of bytes a second: seen, cut, gone on with; then stats."""
 
-import contextlib
 import json
 import os
 import signal
 import socket
+import subprocess
+import threading
 
 import pytest
 from site_kit import Site
 from sshd_kit import Sshd
 
-from watchties import progress
+from watchties import manifest, progress
 
 pytestmark = pytest.mark.slow
 BIG = os.urandom(5_000_000)
@@ -23,22 +24,16 @@ class NotifiedSite(Site):
         super().__init__(folder, **how)
         self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.manager.bind(f"\0watchties-test-{os.getpid()}")
-        self.manager.setblocking(False)
+        self.told = []
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self):
+        """Take in all that comes, as a manager does: a full socket would stop the daemon."""
+        while True:
+            self.told.append(self.manager.recv(65536).decode())
 
     def environment(self):
         return super().environment() | {"NOTIFY_SOCKET": f"@watchties-test-{os.getpid()}"}
-
-    def statuses(self):
-        """Return what the manager was told since the last call."""
-        told = []
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                told.append(self.manager.recv(65536).decode())
-        return told
-
-    def __exit__(self, *_):
-        super().__exit__()
-        self.manager.close()
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +58,7 @@ def test_a_long_transfer_is_seen_by_status_and_by_the_daemon_and_leaves_nothing(
         assert (first["host"], first["jobs"]) == ("vision", jobs) and 0 < first["bytes"] <= len(BIG) and first["rate"] > 0
         site.wait(lambda rule=rule, first=first: [o for o in told(site) if o["rule"] == rule and o["bytes"] > first["bytes"]], 60, "it grows")
         if rule == "pull":
-            site.wait(lambda: [one for one in site.statuses() if "; pull vision: " in one and "MB" in one], 60, "systemd is told")
+            site.wait(lambda: [one for one in site.told if "; pull vision: " in one and "MB" in one], 60, "systemd is told")
             assert progress.in_one_line(site.state).startswith("pull vision: ")
             shown = site.watchties("status").stdout
             assert "under way: pull vision: " in shown and "left (main:ann/big)" in shown, shown
@@ -73,25 +68,29 @@ def test_a_long_transfer_is_seen_by_status_and_by_the_daemon_and_leaves_nothing(
     assert (site.web / "ann/big/out.bin").read_bytes() == BIG
 
 
-def test_a_hook_that_is_killed_leaves_no_progress_and_the_next_goes_on_where_it_was(site):
+def test_a_hook_and_rsync_that_are_ended_leave_no_progress_and_the_next_goes_on_where_they_were(site):
     site.drop("ann/cut", files={"in.bin": BIG})
     run = site.wait(lambda: told(site), 120, "pull is told")[0]["run"]
     where = site.state / "runs" / run
-    pids = [pid for pid in os.listdir("/proc") if pid.isdigit() and rsync_of(pid, where)]
-    assert pids, "no process of that run"
-    for pid in pids:
-        os.kill(int(pid), signal.SIGKILL)
+    hook = next(int(pid) for pid in os.listdir("/proc") if pid.isdigit() and works_in(pid, where))
+    found = subprocess.run(["pgrep", "-P", str(hook), "-x", "rsync"], capture_output=True, text=True, check=True, timeout=60).stdout
+    os.kill(hook, signal.SIGKILL)
+    os.kill(int(found.split()[0]), signal.SIGTERM)
+    kept = site.wait(lambda: list((site.mirror / "ann/cut").glob(f"{manifest.PARTIAL}/in.bin")), 60, "rsync keeps what it has")[0].stat().st_size
+    assert kept > 500_000
     site.wait(lambda: not where.exists(), 60, "the run is taken in")
     assert run not in {one["run"] for one in told(site)}
+    first = site.wait(lambda: told(site), 120, "the next pull is told")[0]
+    assert first["rule"] == "pull" and first["bytes"] >= kept, "what was there already counts as carried"
     site.wait_state("ann/cut", "DONE", 120)
     site.wait(site.quiet, 60, "quiet")
     assert (site.mirror / "ann/cut/in.bin").read_bytes() == BIG and not list(site.state.rglob("progress*"))
 
 
-def rsync_of(pid, where):
-    """Return whether a process is the hook of a run: it works in the run's directory, and is no rsync."""
+def works_in(pid, where):
+    """Return whether a process is the hook of a run: it works in the run's directory."""
     try:
-        return os.readlink(f"/proc/{pid}/cwd") == str(where) and "rsync" not in os.readlink(f"/proc/{pid}/exe")
+        return os.readlink(f"/proc/{pid}/cwd") == str(where)
     except OSError:
         return False
 
