@@ -3,12 +3,13 @@ VENV = .venv
 PY = $(VENV)/bin/python
 STAMP = $(VENV)/.installed
 
-.PHONY: help setup demo test test-fast bench clean
+.PHONY: help setup demo test test-fast bench man clean
 
 help:
 	@echo "make demo       three jobs through three trees on this machine, to look at"
 	@echo "make test       every test (under 30 minutes on two cores)"
 	@echo "make test-fast  the tests that take seconds"
+	@echo "make man        the man pages anew, after a change of help, options or configuration"
 	@echo "make bench      the figures, beside the bare commands"
 
 setup: $(STAMP)
@@ -28,6 +29,9 @@ test-fast: setup
 
 bench: setup
 	$(PY) tests/bench/bench.py
+
+man: setup
+	$(PY) contrib/man/build.py man
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -7,6 +7,7 @@ log=$(mktemp) && trap 'rm -f "$log"' EXIT
 
 missing=
 need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing="$missing $2"; }
+need_file() { [ -e "$1" ] || missing="$missing $2"; }
 need rsync rsync
 need flock util-linux
 need setsid util-linux
@@ -17,6 +18,8 @@ need busybox busybox
 need faketime faketime # a clock that is wrong, for tests of `watchties check`
 need sshd openssh-server
 need ssh openssh-client
+need groff groff-base
+need mandoc mandoc
 if [ "$(id -u)" = 0 ]; then # hosts in network namespaces, for tests/e2e: nobody else can make them
     need ip iproute2
     need tc iproute2
@@ -25,6 +28,9 @@ if [ "$(id -u)" = 0 ]; then # hosts in network namespaces, for tests/e2e: nobody
     need sudo sudo # a login that may become another, as README has it
     need sshfs sshfs # a network file system, for tests of `watchties check`
     need useradd passwd
+    need systemctl systemd # a systemd of a user's own in a host
+    need dbus-daemon dbus
+    need_file /usr/lib/systemd/user/dbus.socket dbus-user-session
 fi
 
 python=

@@ -12,10 +12,8 @@ import shutil
 import socket
 import time
 
-import systemd_watchdog
-
 from watchties import config as configuration
-from watchties import markers, masters, rebuild, runs, ssh
+from watchties import markers, masters, rebuild, relays, runs, ssh, systemd
 from watchties.engine import Engine
 from watchties.errors import WatchtiesError
 from watchties.hooklog import HookLog
@@ -37,10 +35,11 @@ log = logging.getLogger("watchties")
 
 
 class Daemon:
-    """One daemon for one configuration. state: the state directory; hooks: rule name -> path of its hook."""
+    """One daemon for one configuration. state: the state directory; hooks: rule name -> path of its hook; manager: of services."""
 
-    def __init__(self, config, state, hooks):
+    def __init__(self, config, state, hooks, manager=None):
         self.config, self.state, self.hooks = config, state, hooks
+        self.manager = manager or systemd.Manager()
         self.journal = Journal(os.path.join(state, "journal.sqlite"))
         self.hooklog = HookLog(os.path.join(state, "log"), config.daemon.log_keep)
         self.teller = Teller(self.journal, self.hooklog)
@@ -52,11 +51,10 @@ class Daemon:
         self.teller.on_host_failed = self._host_failed
         self.teller.on_notice = lambda subject, text: self._notices.put(subject, text)
         self.watches = {n: MirrorWatch(t.root, t.jobs, t.backend) for n, t in config.tree.items()}
-        self.links = {name: self._link(name) for name in config.host if self._trees_of(name)}
+        self.links = {name: self._link(name) for name in config.host if relays.trees_of(config, name)}
         self.stop, self._tasks, self._scans, self._told_down = asyncio.Event(), set(), {}, set()
         self._engine, self._broken = asyncio.ensure_future(asyncio.sleep(0)), None
         self._notices = Notices(config.find_rule("notice"), hooks["notice"], self.dirs, self.runner, self.teller)
-        self._systemd = systemd_watchdog.WatchDog()  # says nothing where systemd did not start us
 
     # ---- life ----
 
@@ -72,16 +70,10 @@ class Daemon:
             raise WatchtiesError(f"a part of the daemon failed: {self._broken!r}; the log has the details") from self._broken
 
     async def _start(self):
-        loop = asyncio.get_running_loop()
+        """Take in what an earlier daemon has left, look at all mirrors, call all hosts."""
         for name, watch in self.watches.items():
             os.makedirs(self.config.tree[name].root, exist_ok=True)
-            watch.start(
-                loop,
-                lambda job, tree=name: self.engine.touch(JobId(tree, job)),
-                lambda reason, tree=name: self._rescan(tree),
-                lambda text, tree=name: self.teller.problem(f"tree {tree}", text),
-                lambda job, reason, tree=name: self.teller.refuse_name(tree, job, reason),
-            )
+            self._watch(name, watch)
         self._look_at_disks()
         await asyncio.gather(*(link.masters.end_former() for link in self.links.values() if link.masters))
         await self.engine.recover()
@@ -92,22 +84,37 @@ class Daemon:
             self._spawn(link.run())
             if link.masters:
                 self._spawn(link.masters.run())
-        self._spawn(self._reconcile())
         self._spawn(self._glance())
-        self._spawn(self._notices.run())
         if self.journal.fresh:
             self._spawn(self._rebuild())
+        self._go_on()
+
+    def _go_on(self):
+        """Begin what a daemon does again and again, and tell that it is at work."""
+        self._spawn(self._reconcile())
+        self._spawn(self._notices.run())
         log.info("[%d] watchties is at work: %s", os.getpid(), ", ".join(f"{n} ({w.backend})" for n, w in self.watches.items()))
-        self._systemd.ready()
+        self.manager.stands(systemd.how_it_stands(self.engine))
+        self.manager.ready()
         how = "started again, after a crash," if self._notices.begin() else "started"
         self.teller.notice(f"watchties {how} on {socket.gethostname()}", f"state directory: {self.state}\n")
+
+    def _watch(self, tree, watch):
+        watch.start(
+            asyncio.get_running_loop(),
+            lambda job: self.engine.touch(JobId(tree, job)),
+            lambda reason: self._rescan(tree),
+            lambda text: self.teller.problem(f"tree {tree}", text),
+            lambda job, reason: self.teller.refuse_name(tree, job, reason),
+        )
 
     async def _shut_down(self, leave):
         """Start nothing more, wait for the hooks at work, then tell them to stop; what is undone is found at the next start.
 
         leave: let the hooks be; they hold their locks, and the next daemon takes in what they leave.
         """
-        self._systemd.status("stopping")
+        if not leave:
+            self.manager.stopping(self.config.daemon.stop_timeout)
         self.engine.starting, self.runner.leave = True, leave
         for watch in self.watches.values():
             watch.stop()
@@ -196,10 +203,6 @@ class Daemon:
 
     # ---- hosts ----
 
-    def _trees_of(self, host):
-        trees = {n: t for n, t in self.config.tree.items() if host == t.web or host in t.compute}
-        return {n: (t.path[host], t.jobs) for n, t in trees.items()}
-
     def _link(self, name):
         host, every = self.config.host[name], self.config.daemon.heartbeat
         far = ssh.from_config(self.plain, name)
@@ -207,7 +210,7 @@ class Daemon:
             self._announced, self._listed, self._host_up, self.engine.host_is, self.teller.refuse_name, self._host_problem
         )
         shared = masters.Masters(far, lambda text: self._host_problem(name, text)) if far.ssh else None
-        return Link(far, host.role, self._trees_of(name), host.trigger, host.poll, every, listener, shared)
+        return Link(far, host.role, relays.trees_of(self.config, name), host.trigger, host.poll, every, listener, shared)
 
     def _announced(self, said):
         job = JobId(said.tree, said.job)
@@ -243,15 +246,12 @@ class Daemon:
     # ---- now and then ----
 
     async def _glance(self):
-        """Look at disks and hosts, and tell systemd that the loop goes round."""
+        """Look at disks and hosts, and tell systemd how things stand."""
         while True:
             await asyncio.sleep(GLANCE)
             self._look_at_disks()
             self._look_at_hosts()
-            counts = f"{len(self.engine.jobs)} jobs in hand, {len(self.engine.dispatch.tasks)} runs"
-            down = ", ".join(sorted(self.engine.down))
-            self._systemd.status(counts + (f", down: {down}" if down else ""))
-            self._systemd.notify()
+            self.manager.stands(systemd.how_it_stands(self.engine))
 
     def _look_at_disks(self):
         floor, before = self.config.daemon.disk_floor, dict(self.engine.blocked)

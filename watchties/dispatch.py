@@ -37,6 +37,7 @@ class Dispatch:
         self.tell, self.on_end = tell, on_end
         self.rules = {rule.name: rule for rule in config.rule}
         self.lanes, self.tasks = {}, set()
+        self.may = lambda job_id, rule: True  # whether a rule may be started for a job
 
     def lane(self, rule, host):
         """Return the lane of a rule for a host."""
@@ -47,6 +48,8 @@ class Dispatch:
 
     def offer(self, job, start):
         """Queue a job for the run that it may have; return why it cannot begin at once, or ""."""
+        if not self.may(job.id, start.rule):
+            return ""
         lane, bounded = self.lane(start.rule, start.host), needs_room(job, start)
         lane.offer(job.id, job.user, job.record.size, bounded)
         room = self._room(lane, Counter()) if bounded else None

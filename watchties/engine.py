@@ -30,15 +30,13 @@ class Engine:
 
     def __init__(self, config, runner, dirs, hooks, tell, clock=time.time):
         self.config, self.dirs, self.tell, self.clock = config, dirs, tell, clock
-        self.rules = {rule.name: rule for rule in config.rule}
-        self.trees = config.tree
+        self.rules, self.trees = {rule.name: rule for rule in config.rule}, config.tree
         self.jobs = Jobs({name: tree.root for name, tree in config.tree.items()})
         self.polls = {name: host.poll for name, host in config.host.items()}
         self.dispatch = Dispatch(config, self.jobs, runner, dirs, hooks, tell, self._again)
-        self.down, self.blocked = {}, {}
-        self.dirty, self.ended = {}, []
+        self.down, self.blocked, self.dirty, self.ended = {}, {}, {}, []
         self.kick, self._alarms = asyncio.Event(), Alarms()
-        self.starting, self.halted, self._flush = True, False, None
+        self.starting, self.halted, self._flush, self._rests = True, False, None, False
 
     # ---- what others tell ----
 
@@ -49,8 +47,7 @@ class Engine:
 
     def touch_all(self):
         """Have every job in hand looked at."""
-        for job in self.jobs:
-            self.dirty[job.id] = None
+        self.dirty |= dict.fromkeys(job.id for job in self.jobs)
         self.kick.set()
 
     def hear_web(self, job_id, **what):
@@ -76,11 +73,10 @@ class Engine:
 
     def host_is(self, host, reason=""):
         """Take note that a host is down, and why, or up again."""
-        changed = self.down.get(host, "") != reason
-        self.down.pop(host, None)
+        before = self.down.pop(host, "")
         if reason:
             self.down[host] = reason
-        if changed:
+        if before != reason:
             self.touch_all()
 
     def _take(self, job_id):
@@ -104,12 +100,18 @@ class Engine:
             self.kick.clear()
             await self.one_pass()
 
+    def is_at_rest(self):
+        """Return whether no run is at work and nothing is to be looked at: what is left waits for an event, or for its time."""
+        return self._rests and not (self.dirty or self.ended or self.dispatch.tasks)
+
     async def _until_something(self):
         if self.dirty or self.ended:
             return
+        self._rests = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._alarms.seconds(self.clock())):  # not wait_for: in 3.11 it can lose a cancellation
                 await self.kick.wait()
+        self._rests = False
         self.dirty |= dict.fromkeys(self._alarms.due(self.clock()))
 
     async def one_pass(self):
@@ -224,7 +226,9 @@ class Engine:
     def _decide(self, job):
         """Return the decision for a job, or None if its directory cannot be read: then it is looked at again soon."""
         try:
-            return decide.decide(job.seen(), self._world(job.id.tree))
+            tree = job.id.tree
+            world = World(self.trees[tree], self.rules, self.clock(), self.down, self.blocked.get(tree, ""), self.polls)
+            return decide.decide(job.seen(), world)
         except OSError as error:
             self._disk_error(job, error)
             return None
@@ -244,9 +248,6 @@ class Engine:
             if wait.until:
                 self._alarms.set(job.id, wait.until)
         self.tell.waiting(job, "; ".join(held) or decision.reason)
-
-    def _world(self, tree):
-        return World(self.trees[tree], self.rules, self.clock(), self.down, self.blocked.get(tree, ""), self.polls)
 
     # ---- starting ----
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from watchties.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 BUSY_MS = 5000
 PRUNE_ROWS = 10_000  # history rows that one prune() takes at most: some 20 ms
 UNUSABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 TABLES = """
 CREATE TABLE job (tree TEXT, job TEXT, state TEXT, attempt INTEGER, host TEXT, reason TEXT, since REAL, waiting_on TEXT,
                   PRIMARY KEY (tree, job)) WITHOUT ROWID;
-CREATE TABLE history (id INTEGER PRIMARY KEY, at REAL, tree TEXT, job TEXT, attempt INTEGER, rule TEXT, event TEXT, text TEXT);
+CREATE TABLE history (id INTEGER PRIMARY KEY, at REAL, tree TEXT, job TEXT, attempt INTEGER, rule TEXT, event TEXT, text TEXT,
+                      seconds REAL, cause TEXT);
 CREATE INDEX history_job ON history (tree, job);
 CREATE INDEX history_at ON history (at);
 CREATE TABLE refused (tree TEXT, name TEXT, reason TEXT, at REAL, PRIMARY KEY (tree, name)) WITHOUT ROWID;
@@ -48,7 +49,7 @@ class JobRow(NamedTuple):
 
 
 class Event(NamedTuple):
-    """A line of history. when: seconds since 1970; rule: "" where none was concerned."""
+    """A line of history. when: seconds since 1970; rule: "" where none was concerned. seconds: that the run or the job took."""
 
     when: float
     tree: str
@@ -57,6 +58,8 @@ class Event(NamedTuple):
     rule: str
     event: str
     text: str
+    seconds: float | None = None
+    cause: str = ""
 
 
 JOB_COLUMNS = ", ".join(JobRow._fields)
@@ -75,7 +78,6 @@ class Unusable(Exception):
 
 class Reader:
     """The journal to read from, also while a daemon writes it. Raises UserError if there is none, or it cannot be used."""
-
     def __init__(self, path):
         self.path = os.fspath(path)
         try:
@@ -120,6 +122,15 @@ class Reader:
         sql = f"SELECT {EVENT_COLUMNS} FROM history WHERE tree = ? AND job = ? ORDER BY id DESC LIMIT ?"
         return [Event(*row) for row in reversed(self._rows(sql, (_text(tree), _text(job), -1 if limit is None else limit)))]
 
+    def happened(self, since, until):
+        """Return the Events between two times (seconds since 1970), job by job, each job's oldest first."""
+        sql = f"SELECT {EVENT_COLUMNS} FROM history WHERE at >= ? AND at < ? ORDER BY tree, job, id"
+        return map(Event._make, self._rows(sql, (since, until)))
+
+    def begins(self):
+        """Return when the oldest line of history was written (seconds since 1970); None if there is none."""
+        return self._rows("SELECT min(at) FROM history")[0][0]
+
     def counts(self):
         """Return {state: number of jobs}."""
         return dict(self._rows("SELECT state, count(*) FROM job GROUP BY state"))
@@ -130,19 +141,13 @@ class Reader:
 
 class Journal(Reader):
     """The journal to write to; one daemon at a time. fresh: the index is new and empty, so that it wants a rebuild()."""
-
     def __init__(self, path, clock=time.time):
         self.path, self.clock, self.fresh, self.told = os.fspath(path), clock, False, ""
         self._open()
 
-    @staticmethod
-    def reader(path):
-        """Return a Reader, for other processes than the daemon."""
-        return Reader(path)
-
     def note_many(self, events):
-        """Append (when, tree, job, attempt, rule, event, text) to the history, in one commit."""
-        return self._write([(f"INSERT INTO history ({EVENT_COLUMNS}) VALUES (?,?,?,?,?,?,?)", events)])
+        """Append Events, or (when, tree, job, attempt, rule, event, text), to the history, in one commit."""
+        return self._write([(f"INSERT INTO history ({EVENT_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?)", [Event(*row) for row in events])])
 
     def put_many(self, rows):
         """Put (tree, job, state, attempt, host, reason, since, waiting_on) into the index, over what stands there, in one commit."""

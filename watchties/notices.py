@@ -26,7 +26,7 @@ class Notices:
         self.rule, self.hook, self.dirs, self.runner, self.teller = rule, hook, dirs, runner, teller
         self.folder, self._alive = os.path.join(dirs.state, "notices"), os.path.join(dirs.state, "alive")
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        self._news, self._unwritten = asyncio.Event(), []
+        self._news, self._unwritten, self._begun = asyncio.Event(), [], False
 
     def put(self, subject, text):
         """Have something told to the administrator: it is on disk from now on, unless the disk is full."""
@@ -39,15 +39,16 @@ class Notices:
 
     def begin(self):
         """Return whether the daemon before this one has ended without saying so: killed, or the machine went down."""
-        crashed = os.path.exists(self._alive)
+        crashed, self._begun = os.path.exists(self._alive), True
         with contextlib.suppress(OSError):
             open(self._alive, "w").close()
         return crashed
 
     def end(self):
-        """Say that this daemon has ended as it should."""
-        with contextlib.suppress(OSError):
-            os.unlink(self._alive)
+        """Say that this daemon has ended as it should; a pass, which has not begun as one, leaves word of a crash as it is."""
+        if self._begun:
+            with contextlib.suppress(OSError):
+                os.unlink(self._alive)
 
     async def run(self):
         """Send what has gathered: at once when it is the first for a while, else together."""
@@ -75,6 +76,13 @@ class Notices:
         for name, _ in gathered:
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self.folder, name))
+
+    async def send_gathered(self):
+        """Send what has gathered, with one try: for a pass that is about to end. What could not be sent waits for the next one."""
+        if gathered := self._gathered():
+            with contextlib.suppress(OSError):  # the log has it
+                if await self._run_once(as_one(gathered)):
+                    self._forget(gathered)
 
     async def _send(self, text):
         """Run the notice hook, again and again while it asks for that."""

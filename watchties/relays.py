@@ -237,6 +237,11 @@ class Link:
                 await process.wait()
 
 
+def trees_of(config, host):
+    """Return tree -> (directory under the host's root, job pattern) of the trees that a host has."""
+    return {name: (tree.path[host], tree.jobs) for name, tree in config.tree.items() if host == tree.web or host in tree.compute}
+
+
 async def call(far, command, stdin=b"", timeout=CALL_TIMEOUT):
     """Run a short command in a host's root; return (its output, its exit code). Raises Unreachable."""
     nonce = ssh.new_nonce()

@@ -1,36 +1,20 @@
-"""One daemon at a time in a state directory: signals, reading the configuration again.
+"""A daemon or a pass as a process: signals, reading the configuration again.
 
-Knows: the lock of a state directory, which signal means what.
+Knows: which signal means what.
 Must not know: what a daemon does.
 """
 
 import asyncio
-import fcntl
 import logging
-import os
 import signal
 
+from watchties import statelock
 from watchties.daemon import Daemon
 from watchties.errors import UserError
+from watchties.model import one_line
+from watchties.systemd import Manager
 
 log = logging.getLogger("watchties")
-
-
-def lock_state(state):
-    """Return the open lock file of a state directory; raise UserError if a daemon is at work there."""
-    os.makedirs(state, mode=0o700, exist_ok=True)
-    file = open(os.path.join(state, "daemon.lock"), "a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        pid = file.read().strip() or "unknown"
-        file.close()
-        raise UserError(f"a watchties daemon is at work already in {state} (pid {pid})") from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
 
 
 def serve(load, state):
@@ -38,33 +22,51 @@ def serve(load, state):
 
     load() returns (config, hooks) or raises UserError: then the former configuration stays.
     """
-    lock = lock_state(state)
+    lock = statelock.take_from_pass(state, log.info)
     try:
         asyncio.run(_serve(load, state, *load()))
     finally:
         lock.close()
 
 
+def serve_once(one):
+    """Run a OnePass, made by one() in its loop, until it ends by itself; return (it, whether a daemon takes over, whether it was told to end).
+
+    SIGTERM and SIGINT end it before, as they end a daemon; SIGHUP leaves the hooks at work to whoever sends it. The caller
+    holds the lock.
+    """
+    return asyncio.run(_serve_once(one))
+
+
+async def _serve_once(one):
+    asked, work = _Asked(), one()
+    asked.stop = work.stop
+    asked.listen(asyncio.get_running_loop())
+    await work.run(lambda: asked.reload and not asked.end)
+    return work, asked.reload, asked.end
+
+
 async def _serve(load, state, config, hooks):
-    asked = _Asked()
-    loop = asyncio.get_running_loop()
-    for number in signal.SIGTERM, signal.SIGINT:
-        loop.add_signal_handler(number, asked.to_stop)
-    loop.add_signal_handler(signal.SIGHUP, asked.to_reload)
+    asked, manager = _Asked(), Manager()
+    asked.listen(asyncio.get_running_loop())
+    beat = asyncio.ensure_future(manager.beat_for_ever())  # also between two daemons, and while one stops
     while True:
-        daemon = Daemon(config, state, hooks)
+        daemon = Daemon(config, state, hooks, manager)
         asked.stop = daemon.stop
         if asked.end:
             daemon.stop.set()
         await daemon.run(lambda: asked.reload and not asked.end)
         if asked.end or not asked.reload:
-            return
-        asked.reload = False
+            break
+        asked.reload, manager.note = False, ""
+        manager.reloading()
         try:
             config, hooks = load()
             log.info("the configuration was read again")
         except UserError as error:
             log.error("the configuration was not taken, the former one stays: %s", error)
+            manager.note = f"the configuration was not taken, the former one stays ({one_line(error)})"
+    beat.cancel()
 
 
 class _Asked:
@@ -73,6 +75,12 @@ class _Asked:
     def __init__(self):
         self.end = self.reload = False
         self.stop = asyncio.Event()
+
+    def listen(self, loop):
+        """Take signals from now on."""
+        for number in signal.SIGTERM, signal.SIGINT:
+            loop.add_signal_handler(number, self.to_stop)
+        loop.add_signal_handler(signal.SIGHUP, self.to_reload)
 
     def to_stop(self):
         self.end = True

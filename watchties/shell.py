@@ -4,7 +4,7 @@ Knows: how `sh` is told to give back bytes, exit codes and time limits, and what
 Must not know: what is run, or what its answer means.
 
 Three things `sh` would do differently (2.4, seen when run). Its `_timeout` looks every 100 ms and so makes every
-command last that long; a timer of ours kills the child instead. Its output threads read line by line; a file in
+command last that long; a thread of ours kills the child instead. Its output threads read line by line; a file in
 memory is read once. And it closes inherited descriptors, while the lock of the hook's slot has to be handed on,
 so that an orphaned rsync keeps its jobs busy until it ends.
 """
@@ -13,6 +13,8 @@ import contextlib
 import os
 import signal
 import threading
+import time
+import traceback
 from typing import NamedTuple
 
 import sh
@@ -20,6 +22,8 @@ import sh
 from watchties import ssh
 from watchties.errors import CommandFailed, WatchtiesError
 
+FIRST_LOOK, LOOK = 2.0, 1.0  # seconds until a command's last words are looked at, if somebody wants to know, and between two looks
+TAIL = 1000  # bytes of them
 FEW = 50  # items in one command line: names are at most 512 bytes, and some commands name them twice
 PACKAGES = {"rsync": "rsync", "ssh": "openssh-client", "runuser": "util-linux", "sudo": "sudo", "sync": "coreutils"}
 
@@ -32,29 +36,30 @@ class Result(NamedTuple):
     err: str
 
 
-def run(argv, *, timeout, stdin=None, cwd=None, env=None):
+def run(argv, *, timeout, stdin=None, cwd=None, env=None, look=None):
     """Run a command and return its Result, whatever the exit code. Its words must be valid UTF-8: odd names go by `stdin`.
 
     `timeout` is in seconds; when it has passed the command is killed and a transient CommandFailed raised. `stdin` is
     text or bytes, None for nothing. A command that is not there raises WatchtiesError, naming what to install.
+    look(bytes), if given, is called once a second with the last that a long command has written to standard output.
     """
     with _memory(stdin) as given, _memory() as out, _memory() as err:
-        late, timer, process = threading.Event(), None, None
+        warden, process = None, None
         try:
             with _undisturbed():
                 process = _start(argv, _in=given, _out=out, _err=err, **({"_cwd": cwd} if cwd else {}), **({"_env": env} if env else {}))
-            timer = threading.Timer(timeout, lambda: (late.set(), _kill(process, process.kill)))
-            timer.start()
+            warden = _Warden(process, timeout, look and (lambda: look(_last(out))))
+            warden.start()
             code = _wait(process)
         except BaseException:  # SIGTERM among them: stop, with the child
             if process is not None:  # its truth would wait for its end
                 _kill(process, process.terminate)
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            if warden is not None:
+                warden.dismiss()
         result = Result(code, _text(out), _text(err))
-    if late.is_set():
+    if warden.late:
         raise CommandFailed(argv, result.code, result.out, result.err, f"not done after {timeout:g} s, stopped", transient=True)
     return result
 
@@ -126,6 +131,34 @@ def _wait(process):
     return code if code >= 0 else 128 - code
 
 
+class _Warden(threading.Thread):
+    """Stands beside a command, and kills it when its time is over; until then calls look() every second, if there is one."""
+
+    def __init__(self, process, timeout, look):
+        super().__init__()
+        self.process, self.end, self.look = process, time.monotonic() + timeout, look
+        self.late, self._dismissed = False, threading.Event()
+
+    def run(self):
+        pause = FIRST_LOOK if self.look else threading.TIMEOUT_MAX
+        while (left := self.end - time.monotonic()) > 0:
+            if self._dismissed.wait(min(left, pause)):
+                return
+            pause = LOOK
+            try:
+                self.look()
+            except Exception:  # whatever it is, the command keeps its time limit
+                traceback.print_exc()
+                self.look, pause = None, threading.TIMEOUT_MAX
+        self.late = True
+        _kill(self.process, self.process.kill)
+
+    def dismiss(self):
+        """Let it go; no look() is called after this."""
+        self._dismissed.set()
+        self.join()
+
+
 def _kill(process, how):
     if process.process.exit_code is not None:
         return  # reaped: its number may be another one's by now
@@ -142,6 +175,11 @@ def _memory(content=None):
         file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
         file.seek(0)
     return file
+
+
+def _last(file):
+    """Return the last bytes of a file that another process writes to. It shares our place in it, which must stay."""
+    return os.pread(file.fileno(), TAIL, max(0, os.fstat(file.fileno()).st_size - TAIL))
 
 
 def _text(file):

@@ -7,7 +7,7 @@ Must not know: what is to be done about any of it.
 import logging
 import time
 
-from watchties.model import PENDING, JobId, one_line, printable
+from watchties.model import FAILED, PENDING, JobId, one_line, printable
 
 SAME_NOTICE = 3600.0  # seconds before the administrator is told the same again
 SAME_PROBLEM = 300.0  # seconds before the log says the same again
@@ -16,11 +16,12 @@ log = logging.getLogger("watchties")
 
 
 class Teller:
-    """Gathers rows for the journal and writes them once a pass. on_host_failed(host, reason), on_notice(subject, text)."""
+    """Gathers rows for the journal and writes them once a pass. on_host_failed(host, reason), on_notice(subject, text),
+    on_phase(job): it is PENDING, SUBMITTED, DONE or FAILED now."""
 
     def __init__(self, journal, hooklog, clock=time.time):
         self.journal, self.hooklog, self.clock = journal, hooklog, clock
-        self.on_host_failed = self.on_notice = lambda *_: None
+        self.on_host_failed = self.on_notice = self.on_phase = lambda *_: None
         self._events, self._rows, self._said = [], {}, {}
 
     # ---- jobs ----
@@ -30,8 +31,10 @@ class Teller:
         rec = job.record
         if (rec.phase, rec.attempt) != (before.phase, before.attempt):
             text = rec.fields.get("reason") or (f"on {rec.host}" if rec.host else "")
-            self._events.append((self.clock(), *self._key(job), rec.attempt, "", rec.phase, text))
+            took, cause = rec.fields.get("seconds"), rec.fields.get("cause") if rec.phase == FAILED else ""
+            self._events.append((self.clock(), *self._key(job), rec.attempt, "", rec.phase, text, seconds(took), cause or ""))
             log.info("%s: attempt %d %s%s", job.id, rec.attempt, rec.phase, f": {text}" if text else "")
+            self.on_phase(job)
         job.reason = ""
         self._put(job)
 
@@ -77,7 +80,7 @@ class Teller:
         for job_id in ended.run.ids():
             told = ended.outcome(job_id)
             event, text = (told.outcome, told.reason) if told else ("interrupted", "")
-            self._events.append((now, job_id.tree, job_id.job, 0, ended.run.rule, event, text or f"run {ended.run.id}"))
+            self._events.append((now, job_id.tree, job_id.job, 0, ended.run.rule, event, text or f"run {ended.run.id}", ended.seconds))
 
     # ---- the rest ----
 
@@ -111,3 +114,11 @@ class Teller:
             self.journal.put_many(list(rows.values()))
         if events:
             self.journal.note_many(events)
+
+
+def seconds(told):
+    """Return what a marker says of seconds as a number; None if it says none. It comes from another host."""
+    try:
+        return float(told)
+    except (TypeError, ValueError):
+        return None

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 
-from watchties import errors, manifest, shell, ssh
+from watchties import errors, manifest, meter, shell, ssh
 from watchties.errors import CommandFailed, NotNow, Unreachable
 from watchties.model import MARKERS, RECORD_DIR, depth, printable
 
@@ -136,12 +136,27 @@ def rsync(route, names, *, inward, recursive=True, exclude=(), listing=False, dr
     argv += ["-8", "-ii", "--out-format=%i %n"] if listing else []
     argv += ["--dry-run"] if dry else []
     argv += ["--ignore-missing-args"] if missing_ok else []
-    with _exclude_file(exclude) as excluded, _workroom(route, inward and not dry) as room:
-        argv += excluded + room + ["--", *((there, here) if inward else (here, there))]
-        result = shell.run(argv, stdin="\0".join(f"./{name}" for name in names), timeout=timeout, env=shell.outside_environment(LC_ALL="C"))
+    with _exclude_file(exclude) as excluded, _workroom(route, inward and not dry) as room, _watched(dry) as (told, look):
+        argv += told + excluded + room + ["--", *((there, here) if inward else (here, there))]
+        given = "\0".join(f"./{name}" for name in names)
+        result = shell.run(argv, stdin=given, timeout=timeout, env=shell.outside_environment(LC_ALL="C"), look=look)
+    result = result._replace(out=meter.without_progress(result.out))
     if result.code:
         raise failure(route, argv, result)
     return dict(itemised(result.out))
+
+
+@contextlib.contextmanager
+def _watched(dry):
+    """Give the options by which rsync says how far it is, and the function that takes it in; nothing where nobody would read it."""
+    watching = None if dry else meter.Meter.of_this_run()
+    if not watching:
+        yield [], None
+        return
+    try:
+        yield [meter.OPTION], watching.look
+    finally:
+        watching.close()
 
 
 _NO_ROOT = re.compile(r'(?:change_dir|\[Receiver\] mkdir)\S* "(.*?)[/.]*" .*failed', re.MULTILINE)

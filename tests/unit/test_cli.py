@@ -47,7 +47,11 @@ def test_every_command_has_help_with_examples_that_parse(name):
     assert examples, "an example is missing"
     for example in examples:
         assert contexts(example).info_name == name
-    assert len(max(shown.output.splitlines(), key=len)) <= 100
+    assert len(max(shown.output.splitlines(), key=len)) <= 80
+
+
+def test_the_first_help_fits_a_narrow_terminal():
+    assert len(max(call("--help").output.splitlines(), key=len)) <= 80
 
 
 def test_help_lists_every_command_with_the_text_of_the_table():
@@ -63,7 +67,7 @@ def test_every_option_has_a_help():
 
 
 def test_no_command_of_that_name_names_the_nearest():
-    shown = call("statsu")
+    shown = call("statusu")
     assert shown.exit_code == 2 and "did you mean status?" in shown.output
 
 
@@ -103,7 +107,7 @@ def failing(monkeypatch, error):
     def broken():
         raise error
 
-    monkeypatch.setattr("watchties.cli.jobs.status", broken)
+    monkeypatch.setattr("watchties.cli.status.status", broken)
     return call("status")
 
 

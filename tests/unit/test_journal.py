@@ -13,7 +13,7 @@ import pytest
 
 from watchties import journal
 from watchties.errors import UserError
-from watchties.journal import Event, Journal, JobRow
+from watchties.journal import Event, Journal, Reader, JobRow
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_rebuild_replaces_the_index_and_nothing_else(book):
 
 def test_a_reader_sees_the_old_index_or_the_new_one(book, path):
     book.put_many([row(f"u/{n}") for n in range(100)])
-    reader, seen = Journal.reader(path), []
+    reader, seen = Reader(path), []
 
     def rows():
         for n in range(100, 350):
@@ -194,7 +194,7 @@ def test_what_cannot_be_used_is_put_aside_with_a_line(path, caplog, break_it, wh
         break_it(path)
         broken = path.read_bytes()
         with pytest.raises(UserError, match="cannot be read.*watchties rebuild"):
-            Journal.reader(path).jobs()
+            Reader(path).jobs()
         book = Journal(path)
         aside = path.with_name(f"journal.sqlite.{why}.{number}")
         assert book.fresh and book.jobs() == [] and aside.read_bytes() == broken
@@ -213,7 +213,7 @@ def test_what_is_put_aside_keeps_what_only_its_write_ahead_log_holds(path):
     assert kept.execute("PRAGMA user_version").fetchone() == (journal.FORMAT + 1,)
     kept.close()
     other.close()
-    reader = Journal.reader(path)
+    reader = Reader(path)
     assert len(reader.jobs()) == 1
     reader.close()
     book.close()
@@ -237,7 +237,7 @@ def test_a_journal_that_is_deleted_while_it_runs_is_made_anew(path, book, gone):
     for tail in gone:
         os.unlink(f"{path}{tail}")
     assert book.put_many([row("bo/E")]) and book.fresh
-    reader = Journal.reader(path)
+    reader = Reader(path)
     assert [r.job for r in reader.jobs()] == ["bo/E"]
     reader.close()
 
@@ -265,7 +265,7 @@ def test_no_place_for_a_file_is_a_journal_in_memory(path, caplog):
 
 
 def test_a_reader_reads_while_the_daemon_writes_and_cannot_write(path, book):
-    reader = Journal.reader(path)
+    reader = Reader(path)
     book.db.execute("BEGIN IMMEDIATE")
     book.db.execute(journal.PUT, row())
     assert reader.jobs() == []
@@ -280,14 +280,14 @@ def test_a_reader_reads_after_the_daemon_has_ended(path):
     book = Journal(path)
     book.put_many([row()])
     book.close()
-    reader = Journal.reader(path)
+    reader = Reader(path)
     assert len(reader.jobs()) == 1
     reader.close()
 
 
 def test_no_journal_yet_is_said_in_one_line(path):
     with pytest.raises(UserError, match="start `watchties run`"):
-        Journal.reader(path)
+        Reader(path)
     assert not path.exists()
 
 

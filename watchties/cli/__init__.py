@@ -23,7 +23,10 @@ COMMANDS = {
     "deploy": ("setup", "Put agent and relay on hosts."),
     "check": ("setup", "Look whether everything is as it must be, here and on the hosts."),
     "run": ("service", "Carry jobs, until told to stop."),
-    "status": ("jobs", "Show all jobs that something is left to do for, or one job."),
+    "service": ("unit", "Have systemd keep the daemon running."),
+    "transfer": ("onepass", "Carry what can be carried now, and end: for cron."),
+    "status": ("status", "Show all jobs that something is left to do for, or one job."),
+    "stats": ("stats", "Show how long each step takes, jobs for each day, failures by cause."),
     "explain": ("jobs", "Show what is on disk for a job, what would be done next, and why."),
     "requeue": ("jobs", "Have jobs run once more."),
     "cancel": ("jobs", "Have jobs stopped."),
@@ -33,8 +36,29 @@ COMMANDS = {
 }
 
 
-class Lazy(click.Group):
-    """A group that imports a command's module when the command is used, and tells errors in one line."""
+class TellsErrors:
+    """What each program's outermost command is, so that an error is told in one line."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            tell(str(error))
+            ctx.exit(error.exit_code)
+        except WatchtiesError as error:
+            tell(str(error))
+            for line in error.details() if isinstance(error, CommandFailed) else ():
+                click.echo(f"  {line}", err=True)
+            ctx.exit(FAILURE)
+        except OSError as error:
+            if error.errno == errno.EPIPE or error.errno is None:
+                raise  # click ends in silence when nobody reads any more
+            tell(f"{error.filename or 'the system'}: {error.strerror}")
+            ctx.exit(FAILURE)
+
+
+class Lazy(TellsErrors, click.Group):
+    """A group that imports a command's module when the command is used."""
 
     def list_commands(self, ctx):
         return list(COMMANDS)
@@ -64,23 +88,6 @@ class Lazy(click.Group):
         found = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
         return found or click.Command.shell_complete(self, ctx, incomplete)
 
-    def invoke(self, ctx):
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            tell(str(error))
-            ctx.exit(error.exit_code)
-        except WatchtiesError as error:
-            tell(str(error))
-            for line in error.details() if isinstance(error, CommandFailed) else ():
-                click.echo(f"  {line}", err=True)
-            ctx.exit(FAILURE)
-        except OSError as error:
-            if error.errno == errno.EPIPE or error.errno is None:
-                raise  # click ends in silence when nobody reads any more
-            tell(f"{error.filename or 'the system'}: {error.strerror}")
-            ctx.exit(FAILURE)
-
 
 def tell(text):
     """Write what is wrong to standard error, `watchties:` in front of each line."""
@@ -99,7 +106,9 @@ def main(ctx, config_dir, state_dir):
     See it work:     watchties demo
     Set it up:       watchties init; watchties deploy vision b01; watchties check
     Use it:          watchties run
-    Complete words:  eval "$(_WATCHTIES_COMPLETE=bash_source watchties)"    (or zsh_source, fish_source)
+    Read it all:     man watchties; man watchties.toml
+    Complete words:  eval "$(_WATCHTIES_COMPLETE=bash_source watchties)"
+                     (or zsh_source, fish_source)
 
     JOB is USER/EXPERIMENT, or TREE:USER/EXPERIMENT where two trees have it, or the path of its directory.
     Exit code 0: done; 1: something is wrong; 2: it was asked for in a wrong way.

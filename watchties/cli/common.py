@@ -4,7 +4,6 @@ Knows: options, environment, places on disk, terminals.
 Must not know: what any command does; which job is meant (names.py). Imports next to nothing at its top.
 """
 
-import fcntl
 import functools
 import json
 import os
@@ -77,15 +76,19 @@ class Places:
 
     def daemon(self):
         """Return the pid of the daemon at work here, as text; "" if none is."""
-        try:
-            with open(os.path.join(self.state, "daemon.lock")) as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go at the end of the block
-                except BlockingIOError:
-                    return file.read().strip() or "unknown"
-        except FileNotFoundError:
-            pass
-        return ""
+        pid, what = self.at_work()
+        return pid if what == "daemon" else ""
+
+    def transfer(self):
+        """Return the pid of the one-pass transfer at work here, as text; "" if none is."""
+        pid, what = self.at_work()
+        return pid if what == "transfer" else ""
+
+    def at_work(self):
+        """Return (pid, "daemon" or "transfer") of what is at work here; ("", "") if nothing is."""
+        from watchties import statelock
+
+        return statelock.holder(self.state)
 
 
 def place_options(envvar=False):
@@ -158,6 +161,22 @@ def aligned(rows):
     """Return lines with the cells of each column one below the other, two blanks apart."""
     widths = [max(map(width, column)) for column in zip(*rows)]
     return ["  ".join(cell + " " * (w - width(cell)) for cell, w in zip(row, widths)).rstrip() for row in rows]
+
+
+def fitted(rows):
+    """Return the same lines; on a terminal, a last cell that is too long goes on below itself."""
+    lines = aligned(rows)
+    if not (rows and sys.stdout.isatty()):
+        return lines
+    import shutil
+    import textwrap
+
+    columns, start = shutil.get_terminal_size().columns, sum(max(map(width, column)) + 2 for column in list(zip(*rows))[:-1])
+    room, found = max(20, columns - start), []
+    for line, (*_, cell) in zip(lines, rows):
+        first, *more = textwrap.wrap(cell, room) if width(line) > columns else [cell]
+        found += [line[: len(line) - len(cell.rstrip())] + first.rstrip(), *(" " * start + part for part in more)]
+    return found
 
 
 def width(text):

@@ -53,7 +53,7 @@ def run_hook(places, rule, job, host):
     at_work = onlook.runs_at_work(places.state, job_id)
     seen = onlook.see(config, job_id, at_work)
     refuse_harm(rule, seen, at_work)
-    if places.daemon():
+    if places.at_work()[0]:
         click.echo("watchties: a daemon is at work: a run of its own may begin for this job meanwhile", err=True)
     raise SystemExit(carry_out(config, places, rule, hook, start_of(config, rule, seen, host), seen))
 

@@ -1,4 +1,4 @@
-"""status, explain, requeue, cancel: jobs, as people ask for them.
+"""explain, requeue, cancel: jobs, as people ask for them.
 
 Knows: which jobs are meant, what is asked for.
 Must not know: how one job is told (onejob.py), what is to be done for it (decide.py).
@@ -8,56 +8,10 @@ import os
 
 import click
 
-from watchties.cli.common import aligned, clock, iso, json_option, show_json, show_table, with_places
+from watchties.cli.common import clock, fitted, json_option, show_json, with_places
 from watchties.cli.names import JOB, Names
 from watchties.errors import UserError
-from watchties.model import CANCEL, DONE, FAILED, FINAL, PENDING, SUBMITTED
-
-SHOWN = (PENDING, SUBMITTED, DONE, FAILED)
-
-
-@click.command()
-@click.argument("job", required=False, type=JOB)
-@click.option("--all", "-a", "everything", is_flag=True, help="Jobs that have ended, too.")
-@click.option("--in", "states", multiple=True, metavar="STATE", type=click.Choice(SHOWN, case_sensitive=False),
-              help="Only jobs in this state; may be repeated.")
-@click.option("--user", metavar="USER", help="Only jobs of this user.")
-@click.option("--limit", metavar="N", type=click.IntRange(1), default=1000, show_default=True, help="So many jobs at most.")
-@json_option
-@with_places
-def status(places, job, everything, states, user, limit, as_json):
-    """Show the jobs that something is left to do for, and why each waits; or everything about one JOB.
-
-    \b
-    Example:  watchties status
-              watchties status --all --user ann --json
-              watchties status --in FAILED
-              watchties status 'ann/Exp 1'
-    """
-    if job:
-        from watchties.cli.onejob import show_job
-
-        return show_job(places, Names.at(places).find(job), as_json)
-    reader, pid = places.reader(), places.daemon()
-    wanted = [state.upper() for state in states] or None if everything or states else [PENDING, SUBMITTED]
-    rows = reader.jobs(wanted, user, None if everything or states else limit)
-    if not (everything or states):
-        rows += [row for row in reader.jobs([DONE, FAILED], user) if row.waiting_on]
-    rows = rows[:limit]
-    if as_json:
-        jobs = [row._asdict() | {"since": iso(row.since)} for row in rows]
-        return show_json({"daemon": pid or None, "counts": reader.counts(), "jobs": jobs})
-    click.echo(told_of_daemon(pid))
-    click.echo(", ".join(f"{count} {state}" for state in SHOWN if (count := reader.counts().get(state))) or "no jobs yet")
-    if rows:
-        click.echo()
-        cells = [(f"{r.tree}:{r.job}", r.state, r.attempt or "", r.host, clock(r.since), r.waiting_on or r.reason) for r in rows]
-        show_table(("JOB", "STATE", "ATTEMPT", "HOST", "SINCE", "WAITS FOR, OR WHY"), cells)
-
-
-def told_of_daemon(pid):
-    """Return a line on whether a daemon is at work."""
-    return f"a daemon is at work, pid {pid}" if pid else "no daemon is at work; start it: watchties run"
+from watchties.model import CANCEL, FINAL, PENDING
 
 
 @click.command()
@@ -96,7 +50,7 @@ def explain(places, job, as_json):
         click.echo(f"\n{INDENT}at work: run {run['run']} of {run['rule']} on {run['host'] or 'this machine'}, since {run['started']}")
     click.echo(f"\n{INDENT}what comes next")
     rows = [(INDENT * 2 + one["action"], one["what"], one["reason"]) for one in nexts]
-    for line in aligned(rows) if rows else [INDENT * 2 + "nothing: everything that was asked for has ended"]:
+    for line in fitted(rows) if rows else [INDENT * 2 + "nothing: everything that was asked for has ended"]:
         click.echo(line)
     click.echo(f"\n{INDENT}not seen from here")
     for line in unseen:

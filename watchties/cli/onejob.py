@@ -10,7 +10,7 @@ from dataclasses import asdict
 import click
 
 from watchties import onlook, record
-from watchties.cli.common import aligned, clock, show_json
+from watchties.cli.common import clock, fitted, show_json
 from watchties.cli.names import Names
 from watchties.seen import Start, Step
 from watchties.errors import WatchtiesError
@@ -28,14 +28,14 @@ def show_job(places, job, as_json):
     click.echo(facts["job"])
     keys = ("state", "attempt", "host", "since", "reason", "waiting_on", "dir")
     heads = [(INDENT + key.replace("_", " "), str(facts[key])) for key in keys if facts[key]]
-    click.echo("\n".join(aligned(heads)))
+    click.echo("\n".join(fitted(heads)))
     show_markers(facts["markers"])
     if facts["record"]:
         show_record(facts["record"])
     if facts["history"]:
         click.echo(f"\n{INDENT}history, the last {HISTORY} events at most")
         cells = [(INDENT * 2 + e["when"], e["rule"] or "-", e["event"], e["text"]) for e in facts["history"]]
-        click.echo("\n".join(aligned(cells)))
+        click.echo("\n".join(fitted(cells)))
 
 
 def facts_of(places, job):
@@ -67,9 +67,9 @@ def facts_of(places, job):
 def show_markers(rows):
     """Print the markers that stand, each with what it says."""
     click.echo(f"\n{INDENT}markers in the mirror" + ("" if rows else ": none"))
-    for row in rows:
-        told = " ".join(f"{key}={value}" for key, value in row["fields"].items())
-        click.echo(f"{INDENT * 2}{row['marker']}  {row['since']}  {told}".rstrip())
+    told = [" ".join(f"{key}={value}" for key, value in row["fields"].items()) for row in rows]
+    for line in fitted([(INDENT * 2 + row["marker"], row["since"], text) for row, text in zip(rows, told)]):
+        click.echo(line)
 
 
 def show_record(plain):
@@ -88,7 +88,7 @@ def show_record(plain):
         *(("tried again", text) for text in tries),
         *((key, clock(value) if key == "since" else str(value)) for key, value in plain["fields"].items() if key != "reason"),
     ]
-    click.echo("\n".join(aligned([(INDENT * 2 + key, value) for key, value in rows if value])))
+    click.echo("\n".join(fitted([(INDENT * 2 + key, value) for key, value in rows if value])))
 
 
 def comes_next(seen, decision):

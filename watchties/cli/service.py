@@ -65,13 +65,13 @@ class ToHookLog(logging.Handler):
             self.handleError(record)
 
 
-def start_logging(folder, keep):
-    """Have everything logged on standard error and in a file. Under systemd the journal knows the time already."""
+def start_logging(folder, keep, to_terminal=True):
+    """Have everything logged in a file, and on standard error. Under systemd the journal knows the time already."""
     terminal = logging.StreamHandler(sys.stderr)
     stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
     terminal.setFormatter(logging.Formatter(stamp + "%(levelname)s %(message)s"))
     root = logging.getLogger()
-    root.handlers[:] = [terminal, ToHookLog(folder, keep)]
+    root.handlers[:] = [*([terminal] if to_terminal else []), ToHookLog(folder, keep)]
     root.setLevel(logging.WARNING)
     logging.getLogger("watchties").setLevel(logging.INFO)
 

@@ -1,0 +1,1 @@
+"""The user service, as a package so that it is found where watchties is installed."""
