@@ -148,7 +148,7 @@ def _entry(state, exit_code, name, why):
 
 def _reasons(text):
     """Return id -> (TERM_..., words) of what bhist -l has printed: lines are folded at column 80, in the middle of words."""
-    flat = re.sub(r"\n {20,}", "", text)
+    flat = re.sub(r"\n {21}", "", text)
     blocks = re.split(r"^Job (?:Id )?<([0-9]+)>", flat, flags=re.MULTILINE)
     found = {number: TERM.findall(block) for number, block in zip(blocks[1::2], blocks[2::2])}
     return {number: reasons[-1] for number, reasons in found.items() if reasons}
