@@ -195,7 +195,7 @@ class Engine:
     def _outcome(self, job, rec, rule, told, ended):
         """Return the record after what a run said of one job, and hear what it saw by the way."""
         outcome = ended.outcome(job.id)
-        taken = outcomes.take_in(rec, rule, told, outcome, self.clock(), steps.new_token(), self.config.daemon.reconcile)
+        taken = outcomes.take_in(rec, rule, told, outcome, self.clock(), steps.new_token(), self.config.daemon.reconcile, self.trees[told["tree"]].resubmit_lost)
         if taken.notice:
             self.tell.notice(f"{job.id}: {taken.notice}", f"run {ended.run.id}; see: watchties logs {job.id}")
         if outcome:

@@ -14,21 +14,39 @@ Must not know: a scheduler's words (schedulers/), rsync's options, the attempt's
 import time
 from datetime import UTC, datetime
 
-from watchties import batches, manifest, resources, schedulers, shell, transfer
+from watchties import batches, manifest, resources, retry, schedulers, shell, transfer
 from watchties.agent import Agent
-from watchties.errors import Rejected, Unsafe
+from watchties.errors import Rejected, Unreachable, Unsafe
 from watchties.schedulers import NotNow, QueryFailed, Refused, Submitted
+
+
+def knock(run):
+    """Call at the host before anything of its new jobs is there. If nobody opens, those that may go elsewhere are free to: it holds no
+    claim of theirs. Once a claim has been on its way nobody can say so. Raises Unreachable."""
+    may_go = [job for job in run.jobs if job.first and elsewhere(run, job)]
+    if not may_go:
+        return
+    try:
+        retry.network(shell.far, Agent.of(run.config, may_go[0].tree, run.host).far, "true")
+    except Unreachable as error:
+        run.settle((job, "retry", str(error), {"host_down": True, "untouched": 1}) for job in may_go)
+        raise
+
+
+def elsewhere(run, job):
+    """Return whether another compute host may have the job."""
+    tree = run.config["tree"][job.tree]
+    return tree.get("failover") and len(tree["compute"]) > 1 and not job.fields.get("cpu_server")
 
 
 class Submission:
     """The submission of one tree's jobs to one host."""
 
     def __init__(self, run, tree, clock=time.time):
-        self.run, self.tree, self.clock, host = run, run.config["tree"][tree], clock, run.config["host"][run.host]
-        self.host = host
+        self.run, self.tree, self.clock, self.host = run, run.config["tree"][tree], clock, run.config["host"][run.host]
         self.route, self.agent = transfer.Route.of(run.config, tree, run.host), Agent.of(run.config, tree, run.host)
-        self.scheduler = schedulers.get(host["scheduler"])
-        self.options = host.get("submit_options") or []
+        self.scheduler = schedulers.get(self.host["scheduler"])
+        self.options = self.host.get("submit_options") or []
         self.resources = {}  # job -> what it asks for
         self.unknown = {}  # job -> why it has to be asked by name
         self.replied = set()  # jobs whose claim came with a stored reply
