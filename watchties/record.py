@@ -133,7 +133,8 @@ def doubt(record, why):
 def try_again(record, token):
     """Return the record with the next attempt for the same requests: the former was lost, and nothing of it runs any more."""
     keep = {"cpu_server": record.fields.get("cpu_server", ""), RESUBMITTED: number(record.fields.get(RESUBMITTED)) + 1}
-    return replace(record, attempt=record.attempt + 1, token=token, phase=PENDING, host="", contacted=False, ended={}, tries={}, fields=keep)
+    record = replace(record, attempt=record.attempt + 1, token=token, phase=PENDING, ended={}, tries={}, fields=keep)
+    return release(record)
 
 
 def outcome_of_pull(record, run, request, told, token):

@@ -29,7 +29,8 @@ from pathlib import Path
 STATE = Path(os.environ["FAKE_BATCH"])
 SERVER = "fake01"
 DOWN = "batch system daemon not responding ... still trying"  # recorded
-QUOTA = {"bsub": "User <tester>: Pending job threshold reached. Job not submitted.", "qsub": "qsub: would exceed complex's per-user limit"}  # manual
+QUOTA = {"bsub": "User <tester>: Pending job threshold reached. Job not submitted.",
+         "qsub": "qsub: would exceed complex's per-user limit"}  # fmt: skip  # both: manual
 NO_QUEUE = {"bsub": "nosuch: No such queue. Job not submitted.", "qsub": "qsub: Unknown queue"}  # recorded; manual
 REFUSED = {"bsub": 255, "qsub": 170}
 
@@ -171,7 +172,8 @@ def bhist(argv):
 
 def qselect(argv):
     name = argv[argv.index("-N") + 1]
-    end(0, "".join(f"{job['id']}.{SERVER}\n" for job in rows("qselect") if job["name"] == name and (job["state"] == "RUN" or "-x" in argv)))  # manual
+    found = [job for job in rows("qselect") if job["name"] == name and (job["state"] == "RUN" or "-x" in argv)]
+    end(0, "".join(f"{job['id']}.{SERVER}\n" for job in found))  # manual
 
 
 def qstat(argv):

@@ -1,6 +1,8 @@
 """job.toml: what a job asks for, over the host's defaults, within its caps; and files that are broken or hostile."""
 
 import os
+import textwrap
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -103,3 +105,8 @@ def test_sizes_are_shown_as_they_are_written(text):
 @pytest.mark.parametrize("text", ["1s", "90s", "5m", "2h", "1d", "0.5s"])
 def test_durations_are_shown_as_they_are_written(text):
     assert units.shown_duration(units.duration(text)) == text
+
+
+def test_the_example_in_the_documentation_is_one():
+    text = (Path(__file__).parents[2] / "README.md").read_text().partition("in a file `job.toml`")[2].partition("\n\n")[2].partition("\n\n")[0]
+    assert set(resources.parse(textwrap.dedent(text))) == set(resources.READ)

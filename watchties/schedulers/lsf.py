@@ -25,7 +25,8 @@ Exit code 255 is also ssh's: here it has come through the agent, so that it is L
 import re
 import shlex
 
-from watchties.schedulers import ASK, TELL, Entry, NotNow, QueryFailed, Refused, Submitted, Unknown, failure_text, options_text, parse_parts, parts
+from watchties.schedulers import ASK, TELL, Entry, NotNow, QueryFailed, Refused, Submitted, Unknown
+from watchties.schedulers import failure_text, options_text, parse_parts, parts
 
 TAKEN = re.compile(r"^Job <([0-9]+)> is submitted to (?:default )?queue <[^<>\n]*>\.\s*$", re.MULTILINE)
 NOT_TAKEN = "Job not submitted"

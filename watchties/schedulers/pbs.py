@@ -23,14 +23,15 @@ TORQUE knows no `select`: set no resources there, and write them as submit_optio
 import re
 import shlex
 
-from watchties.schedulers import ASK, TELL, Entry, NotNow, QueryFailed, Refused, Submitted, Unknown, failure_text, options_text, parse_parts, parts
+from watchties.schedulers import ASK, TELL, Entry, NotNow, QueryFailed, Refused, Submitted, Unknown
+from watchties.schedulers import failure_text, options_text, parse_parts, parts
 
 ID = r"[0-9]+(?:\.[A-Za-z0-9][A-Za-z0-9.:_-]*)?"
 BEGIN, END = "wt-qsub", re.compile(r"wt-code ([0-9]+)")
-BUSY = re.compile(r"would exceed|maximum number of jobs|queue is not enabled|not started|cannot connect to|connection refused|server shutting down"
-                  r"|server is busy|try again", re.IGNORECASE)  # fmt: skip
-NEVER = re.compile(r"unknown queue|illegal attribute|unknown resource|unauthorized|bad uid|access to queue is denied|exceeds? .*limits?|invalid account"
-                   r"|invalid credential|illegal -|usage:|invalid option|cannot be used", re.IGNORECASE)  # fmt: skip
+BUSY = re.compile(r"would exceed|maximum number of jobs|queue is not enabled|not started|cannot connect to|connection refused"
+                  r"|server shutting down|server is busy|try again", re.IGNORECASE)  # fmt: skip
+NEVER = re.compile(r"unknown queue|illegal attribute|unknown resource|unauthorized|bad uid|access to queue is denied|exceeds? .*limits?"
+                   r"|invalid account|invalid credential|illegal -|usage:|invalid option|cannot be used", re.IGNORECASE)  # fmt: skip
 NO_QSUB = re.compile(r"\bqsub\S?: (?:command )?not found|failed to run command .qsub.: No such file")
 UNKNOWN = re.compile(r"qstat: Unknown Job Id:? ([0-9]+)\S*")
 NO_JOB = 153  # PBSE_UNKJOBID (15001) as an exit code
@@ -42,7 +43,7 @@ ENDED = "FX"
 BY_STATUS = {-26: "memory", -27: "memory", -28: "time", -29: "time"}  # job.h: JOB_EXEC_KILL_VMEM, _MEM, _CPUT, _WALLTIME
 TERMINATED = 256 + 15  # ended by SIGTERM, as qdel does; a limit says so in words
 KILLED = re.compile(r"^=>> PBS: job killed: (\w+)(.*)$", re.MULTILINE)
-LIMITS = {"walltime": "time", "cput": "time", "pcput": "time", "mem": "memory", "vmem": "memory", "pmem": "memory", "pvmem": "memory", "node": "node"}
+LIMITS = {"node": "node"} | dict.fromkeys(("walltime", "cput", "pcput"), "time") | dict.fromkeys(("mem", "vmem", "pmem", "pvmem"), "memory")
 
 
 def submit_command(job, resources, options):
@@ -134,7 +135,8 @@ def _number(job):
 
 def _entry(job):
     state, status = job["job_state"], job.get("Exit_status", "")
-    words = f"{state} ({STATES[state]})" + (f", Exit_status {status}" if status else "") + (f"; {job['comment']}" if "comment" in job else "")
+    words = f"{state} ({STATES[state]})" + (f", Exit_status {status}" if status else "")
+    words += f"; {job['comment']}" if "comment" in job else ""
     return Entry(words, state in ENDED, _cause(job, status) if state in ENDED else "", job["Job_Name"])
 
 
@@ -158,7 +160,8 @@ def cancel_command(id, name):
     """Return the text that deletes a job, if there is one of the name."""
     if id:
         return f"capped {TELL} qdel {shlex.quote(id)}"
-    return f"wt_ids=$(capped {ASK} qselect -N {shlex.quote(name)} -u \"$(id -un)\") && {{ [ -z \"$wt_ids\" ] || capped {TELL} qdel $wt_ids; }}"
+    look = f"wt_ids=$(capped {ASK} qselect -N {shlex.quote(name)} -u \"$(id -un)\")"
+    return f"{look} && {{ [ -z \"$wt_ids\" ] || capped {TELL} qdel $wt_ids; }}"
 
 
 def parse_said(text):
