@@ -16,27 +16,13 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, Confi
 
 from watchties import configcheck, configfiles
 from watchties.configfiles import show
+from watchties.units import duration
 
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-LONGEST = 3650 * 86400  # ten years; beyond, event loops and time functions overflow
 USER_DATA = "user_data"  # where a tree lies under a host's root, if nothing is said
 SHELL_RUNNING = 4  # how many CPUs a far host has is not known here; four small jobs hurt no machine of today
 TRANSFER_RATE = re.compile(r"[0-9]+(\.[0-9]+)?([KMGkmg]([Ii]?[Bb])?|[Bb])")  # rsync(1), --bwlimit
 CHMOD = re.compile(r"[DF]?([0-7]{3,4}|[ugoa]*[-+=][rwxXst]*)(,[DF]?([0-7]{3,4}|[ugoa]*[-+=][rwxXst]*))*")  # rsync(1), --chmod
 BARE_ADDRESS = r"[^<>@,\s\x00-\x1f\x7f]+@[^<>@,\s\x00-\x1f\x7f]+"
-
-
-def duration(value):
-    """Return the seconds of "90s", "5m", "2h" or "1d"; raise ValueError that says how to write it."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        raise ValueError(f'{value} is a plain number; add a unit, such as "{value}s" or "{value}m"')
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([smhd])", value) if isinstance(value, str) else None
-    if not match:
-        raise ValueError(f'{show(value)} is no duration; write a number and s, m, h or d, such as "90s", "5m", "2h"')
-    seconds = float(match[1]) * UNITS[match[2]]
-    if seconds > LONGEST:
-        raise ValueError(f'{show(value)} is longer than ten years; write at most "3650d"')
-    return seconds
 
 
 def _above_zero(seconds):

@@ -10,7 +10,7 @@ two decisions but what stands in the record and in the markers, so a restart is 
 
 from watchties.fire import due_rules, others, start
 from watchties.model import CANCEL, COMPUTE, FINAL, MIRROR, PENDING, REQUESTS, SUBMITTED, WEB, Request
-from watchties.record import GAVE_UP
+from watchties.record import GAVE_UP, LOST
 from watchties.seen import Decision, Start, Step, Wait, accepted_everything, open_cancel, stands, standing_request
 
 POLL_OLDER = 10  # a job is asked after every `poll`, or every tenth of its age if that is longer
@@ -207,7 +207,7 @@ def choose_host(record, world):
 def poll(seen, world):
     """Ask the scheduler: soon for a young job, seldom for an old one."""
     record = seen.record
-    if record.phase != SUBMITTED or seen.compute or not stands(seen):
+    if record.phase != SUBMITTED or seen.compute or LOST in record.fields or not stands(seen):
         return
     every, since = world.poll.get(record.host, 30.0), float(record.fields.get("since") or 0)
     due = seen.polled + min(max(every, (world.now - since) / POLL_OLDER), max(POLL_SELDOM, every))
@@ -220,7 +220,7 @@ def poll(seen, world):
 def fetch(seen, world):
     """Bring the results to the mirror and judge them."""
     record = seen.record
-    if record.phase != SUBMITTED or not seen.compute:
+    if record.phase != SUBMITTED or not seen.compute or LOST in record.fields:
         return
     if pull_open(record):
         yield Wait("fetch", "a pull is open: nothing else touches the mirror before it has ended")
@@ -231,7 +231,7 @@ def fetch(seen, world):
 
 
 def cancel(seen, world):
-    """Stop an attempt: the overtaken one, or the current one if CANCEL covers it."""
+    """Stop an attempt: the overtaken one, the current one if CANCEL covers it, or one that is lost, before it is tried again."""
     record = seen.record
     if record.old:
         yield from start(
@@ -239,6 +239,8 @@ def cancel(seen, world):
         )
         return
     request = open_cancel(seen)
+    if not request and record.phase == SUBMITTED and LOST in record.fields:
+        yield from start(seen, world, "cancel", record.host, f"lost ({record.fields[LOST]}): nothing of it may run when it is tried again")
     if not request or not record.attempt:
         return
     if why := cancel_must_wait(seen, request):

@@ -101,7 +101,7 @@ class Dispatch:
             batch.lane.busy.discard(batch.slot)
             return
         rule = self.rules[batch.lane.rule]
-        lines = [self.line(self.jobs.get(i), start, batch.run) for i, start in begun.items()]
+        lines = [self.line(self.jobs.get(i), start, batch.run, i in batch.plans) for i, start in begun.items()]
         try:
             run = self.dirs.prepare(batch.run, rule.name, batch.lane.host, batch.slot, lines, rule.timeout, self.hooks[rule.name])
         except OSError:
@@ -121,8 +121,8 @@ class Dispatch:
         for job in filter(None, map(self.jobs.get, job_ids)):
             job.busy = {place: by for place, by in job.busy.items() if by != run_id}
 
-    def line(self, job, start, run_id):
-        """Return what the hook is told of a job."""
+    def line(self, job, start, run_id, first=False):
+        """Return what the hook is told of a job; first: of a submit, that its host has never been contacted for this attempt."""
         rec, request = job.record, start.request
         old = rec.old if rec.old and start.attempt == rec.old.token != rec.token else None
         place = next((on.split(":")[0] for on in self.rules[start.rule].on), MIRROR)
@@ -141,6 +141,7 @@ class Dispatch:
             "ended": {k.split("@")[0]: how for k, how in rec.ended.items() if k.endswith(f"@{rec.phase}")},
             "run": run_id,
             "request": str(request) if request else "",
+            "first": first and start.rule == "submit",
         }
 
     # ---- runs at work ----

@@ -196,8 +196,8 @@ class Engine:
 
     def _outcome(self, job, rec, rule, told, ended):
         """Return the record after what a run said of one job, and hear what it saw by the way."""
-        outcome = ended.outcome(job.id)
-        taken = outcomes.take_in(rec, rule, told, outcome, self.clock(), steps.new_token(), self.config.daemon.reconcile)
+        outcome, now, again = ended.outcome(job.id), self.clock(), self.trees[told["tree"]].resubmit_lost
+        taken = outcomes.take_in(rec, rule, told, outcome, now, steps.new_token(), self.config.daemon.reconcile, again)
         if taken.notice:
             self.tell.notice(f"{job.id}: {taken.notice}", f"run {ended.run.id}; see: watchties logs {job.id}")
         if outcome:

@@ -31,7 +31,7 @@ MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, e
 @dataclass(frozen=True, eq=False)
 class Job:
     """One job of a run. dir: in the mirror. identity: of the request that started the rule, mtime in ns, or "".
-    accepted: identities on the web host, ns. fields: for the next marker. ended: rule -> how it ended."""
+    accepted: identities on the web host, ns. fields: for the next marker. ended: rule -> how it ended. first: see Dispatch.line."""
 
     tree: str
     job: str
@@ -45,6 +45,7 @@ class Job:
     accepted: tuple = ()
     fields: dict = field(default_factory=dict)
     ended: dict = field(default_factory=dict)
+    first: bool = False
 
     @property
     def id(self):

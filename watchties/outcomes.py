@@ -25,21 +25,32 @@ class Taken:
     notice: str = ""
 
 
-def take_in(rec, rule, told, outcome, now, new_token, reconcile):
+def take_in(rec, rule, told, outcome, now, new_token, reconcile, resubmit=0):
     """Return Taken for one job of a run that ended.
 
     rule: the Rule; told: the line the hook was given for this job; outcome: an Outcome, or None if the run was
-    interrupted before it settled the job (then nothing changes: what is undone will be started again).
+    interrupted before it settled the job (then nothing changes: what is undone will be started again). resubmit: how
+    often a job that was lost is tried again.
     """
     if outcome is None:
         return Taken(rec)
     if not still_matters(rec, rule, told):
         return Taken(rec)
     if outcome.outcome == "done":
+        if rule.name == "poll" and is_tried_again(rec, outcome.fields, resubmit):
+            return Taken(record.doubt(rec, outcome.fields.get("note") or "it is gone and left no exit file"))
         return Taken(done(rec, rule, told, outcome.fields, now, new_token))
+    if rule.name == "submit" and told.get("first") and outcome.fields.get("untouched"):
+        return Taken(record.release(rec))
     if outcome.fields.get("host_down"):
         return Taken(rec)  # the breaker's business: it costs the job nothing
     return failed(rec, rule, told, outcome, now, new_token, reconcile)
+
+
+def is_tried_again(rec, fields, resubmit):
+    """Return whether a poll has found the attempt lost, for no reason that would come again, and it has tries left."""
+    lost = fields.get("seen") == "lost" and fields.get("cause") in (None, "", "lost")
+    return lost and number(rec.fields.get(record.RESUBMITTED)) < resubmit
 
 
 def still_matters(rec, rule, told):
@@ -67,7 +78,7 @@ def done(rec, rule, told, fields, now, new_token):
         return record.outcome_of_fetch(rec, fields)
     if rule.name == "cancel":
         request = Request.parse(told["request"]) if told.get("request") else None
-        return record.outcome_of_cancel(rec, told["token"], request, fields.get("how", ""))
+        return record.outcome_of_cancel(rec, told["token"], request, fields.get("how", ""), new_token)
     if rule.name == "poll":
         return replace(rec, tries={name: entry for name, entry in rec.tries.items() if name != "poll"})
     return record.end_rule(rec, rule.name, "done", fields)

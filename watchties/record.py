@@ -19,6 +19,7 @@ FILE = "record.json"
 VERSION = 1
 GAVE_UP = "gave up"  # tried again, now and then
 REFUSED = "refused"  # for good: by its hook, with the field `final`
+LOST, RESUBMITTED = "lost", "resubmitted"  # fields: why an attempt is to be tried again; how many were
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,23 @@ def contact(record, host):
     return replace(record, host=host, contacted=True)
 
 
+def release(record):
+    """Return the record of an attempt whose host was never reached: it holds no claim, so that another host may be tried."""
+    return replace(record, host="", contacted=False)
+
+
+def doubt(record, why):
+    """Return the record of an attempt that is lost and will be tried again, once it is proven ended [cancel_waits]."""
+    return replace(record, tries={}, fields={**record.fields, LOST: why})
+
+
+def try_again(record, token):
+    """Return the record with the next attempt for the same requests: the former was lost, and nothing of it runs any more."""
+    keep = {"cpu_server": record.fields.get("cpu_server", ""), RESUBMITTED: number(record.fields.get(RESUBMITTED)) + 1}
+    record = replace(record, attempt=record.attempt + 1, token=token, phase=PENDING, ended={}, tries={}, fields=keep)
+    return release(record)
+
+
 def outcome_of_pull(record, run, request, told, token):
     """Return the record after a pull: `request` is what stood on the web host at its last look, or None."""
     if record.pulling != run:
@@ -153,8 +171,11 @@ def outcome_of_fetch(record, told):
     return replace(record, phase=state, tries={}, fields={**record.fields, **keep}, size=number(told.get("bytes")) or record.size)
 
 
-def outcome_of_cancel(record, attempt, request, how):
-    """Return the record after `agent cancel` has ended for an attempt: the overtaken one, or the current."""
+def outcome_of_cancel(record, attempt, request, how, token=""):
+    """Return the record after `agent cancel` has ended for an attempt: the overtaken one, or the current.
+
+    token: for the next attempt, if this one was lost; it is not where it has left an exit file after all.
+    """
     if record.old and attempt == record.old.token:
         return replace(record, old=None, tries=_without(record.tries, "cancel"))
     if attempt != record.token:
@@ -162,6 +183,9 @@ def outcome_of_cancel(record, attempt, request, how):
     record = replace(record, tries=_without(record.tries, "cancel"))
     if request and not record.has_accepted(request):
         record = replace(record, accepted=(*record.accepted, str(request)))
+    if LOST in record.fields and (how == "exited" or not request):
+        found = replace(record, fields={k: v for k, v in record.fields.items() if k != LOST})
+        return found if how == "exited" else try_again(found, token)
     if how != "exited" and record.phase in (PENDING, SUBMITTED):
         record = fail(record, "cancelled", f"cancelled by {CANCEL}" + (f" at the {request.place}" if request else ""))
     return record

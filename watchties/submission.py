@@ -14,20 +14,40 @@ Must not know: a scheduler's words (schedulers/), rsync's options, the attempt's
 import time
 from datetime import UTC, datetime
 
-from watchties import batches, manifest, retry, schedulers, shell, transfer
+from watchties import batches, manifest, resources, retry, schedulers, shell, transfer
 from watchties.agent import Agent
-from watchties.errors import Unsafe
+from watchties.errors import Rejected, Unreachable, Unsafe
 from watchties.schedulers import NotNow, QueryFailed, Refused, Submitted
+
+
+def knock(run):
+    """Call at the host before anything of its new jobs is there. If nobody opens, those that may go elsewhere are free to: it holds no
+    claim of theirs. Once a claim has been on its way nobody can say so. Raises Unreachable."""
+    may_go = [job for job in run.jobs if job.first and elsewhere(run, job)]
+    if not may_go:
+        return
+    try:
+        retry.network(shell.far, Agent.of(run.config, may_go[0].tree, run.host).far, "true")
+    except Unreachable as error:
+        run.settle((job, "retry", str(error), {"host_down": True, "untouched": 1}) for job in may_go)
+        raise
+
+
+def elsewhere(run, job):
+    """Return whether another compute host may have the job."""
+    tree = run.config["tree"][job.tree]
+    return tree.get("failover") and len(tree["compute"]) > 1 and not job.fields.get("cpu_server")
 
 
 class Submission:
     """The submission of one tree's jobs to one host."""
 
     def __init__(self, run, tree, clock=time.time):
-        self.run, self.tree, self.clock, host = run, run.config["tree"][tree], clock, run.config["host"][run.host]
+        self.run, self.tree, self.clock, self.host = run, run.config["tree"][tree], clock, run.config["host"][run.host]
         self.route, self.agent = transfer.Route.of(run.config, tree, run.host), Agent.of(run.config, tree, run.host)
-        self.scheduler = schedulers.get(host["scheduler"])
-        self.resources, self.options = host.get("resources") or {}, host.get("submit_options") or []
+        self.scheduler = schedulers.get(self.host["scheduler"])
+        self.options = self.host.get("submit_options") or []
+        self.resources = {}  # job -> what it asks for
         self.unknown = {}  # job -> why it has to be asked by name
         self.replied = set()  # jobs whose claim came with a stored reply
         self.cut = []  # jobs that were claimed before: an earlier run was cut off, maybe while the inputs travelled
@@ -71,8 +91,9 @@ class Submission:
         lists = {}
         for job in jobs:
             try:
+                self.resources[job] = resources.of_job(job.dir, self.host, self.run.host)
                 lists[job] = manifest.walk(job.dir)
-            except Unsafe as error:
+            except (Rejected, Unsafe) as error:
                 self.run.failed(job, error, cause="rejected")
         for job, error in manifest.write("manifest", lists).items():
             self.run.retry(job, error)
@@ -84,7 +105,7 @@ class Submission:
 
     def submit(self, jobs):
         """Let the agent run the scheduler's command for each job, once, and take in what it said."""
-        commands = {job: self.scheduler.submit_command(job, self.resources, self.options) for job in jobs}
+        commands = {job: self.scheduler.submit_command(job, self.resources[job], self.options) for job in jobs}
         for job, answer in self.agent.submit(commands, self.run.id).items():
             self.unknown.pop(job, None)
             if answer.word == "replied":
@@ -126,8 +147,7 @@ class Submission:
         """Return name -> id of those the scheduler knows; raise QueryFailed if it could not be asked."""
         found = {}
         for some in shell.chunks(list(names)):
-            command = self.agent.with_setup(self.scheduler.find_command(some))
-            found |= self.scheduler.parse_find(*retry.network(shell.far, self.agent.far, command))
+            found |= self.scheduler.parse_find(*self.agent.query(self.scheduler.find_command(some)), some)
         return {name: number for name, number in found.items() if name in names}
 
     def not_found_again(self, job):
@@ -144,6 +164,12 @@ class Submission:
 
     def begun_anew(self, jobs):
         """Note, durably, that the two queries are used up: a submit that is now cut off is asked for twice again."""
+        for job in jobs:  # it is not there, and what it asks for now may be more than it may
+            try:
+                self.resources[job] = resources.of_job(job.dir, self.host, self.run.host)
+            except Rejected as error:
+                self.run.failed(job, error, cause="rejected")
+        jobs = [job for job in jobs if job in self.resources]
         if jobs:
             self.run.settle((job, "retry", "it was being submitted again", {"asked": 0}) for job in jobs)
         return jobs

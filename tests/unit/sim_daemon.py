@@ -126,6 +126,7 @@ class Daemon:
 
     def start(self, start):
         job, run_id = self.jobs.get(ID), self.dirs.new_id(start.rule)
+        first = not job.record.contacted
         if WEB in fire.touches(RULES[start.rule]):
             job.look_at_web()
         if start.rule == "pull":
@@ -134,10 +135,10 @@ class Daemon:
             plan = steps.save(job, record.contact(job.record, start.host))
         else:
             plan = _nothing(job.record)
-        self.write(plan, lambda new: self.changed(new) or self.begin(start, run_id))
+        self.write(plan, lambda new: self.changed(new) or self.begin(start, run_id, first))
 
-    def begin(self, start, run_id):
-        line = Dispatch.line(SimpleNamespace(rules=RULES), self.jobs.get(ID), start, run_id)
+    def begin(self, start, run_id, first):
+        line = Dispatch.line(SimpleNamespace(rules=RULES), self.jobs.get(ID), start, run_id, first)
         run = self.dirs.prepare(run_id, start.rule, start.host, "0", [line], 60.0, "")
         with open(run.path("jobs"), encoding="utf-8") as file:
             active = Active(run, sim_hooks.steps(self, start.rule, line, file.read()))
@@ -149,7 +150,7 @@ class Daemon:
         job, told = self.jobs.take(ID), active.run.jobs[0]
         outcome = self.dirs.collect(active.run, active.code).outcome(ID)
         rule = RULES[active.run.rule]
-        taken = outcomes.take_in(job.record, rule, told, outcome, self.now, self.new_token(), 300.0)
+        taken = outcomes.take_in(job.record, rule, told, outcome, self.now, self.new_token(), 300.0, self.resubmits)
         if outcome:
             job.seen_by_run(**outcomes.web_hints(rule.name, outcome.fields))
             if rule.name == "poll" and told["token"] == taken.record.token:

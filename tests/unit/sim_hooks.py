@@ -11,6 +11,7 @@ import os
 import shutil
 
 from watchties import agent, hookkit, manifest, webstate
+from watchties.errors import Unreachable
 from watchties.model import DONE, FAILED
 
 from sim_far import Call
@@ -68,6 +69,11 @@ def _flat(answer):
 
 def submit(system, job, told):
     host = system.hosts[job.host]
+    if job.first:
+        try:
+            yield Local("knock", lambda: None, host)
+        except Unreachable:
+            return "retry", {"host_down": True, "untouched": 1}
     claim = yield Call(host, "claim", told["run"], line=_attempt(job))
     if claim.word == "cancelled":
         return "done", {"state": FAILED, "cause": "cancelled"}

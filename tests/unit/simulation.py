@@ -19,7 +19,7 @@ from sim_runs import Hooks
 
 BASE = 1_500_000_000_000_000_000  # identities of requests: BASE + number
 BUDGET = dict(touches=2, mirror=0, cancels=0, mcancels=0, edits=0, crashes=0, lost=0, downs=0, relists=0, restores=0, withdraws=0,
-              stops=2, kills=0, nodes=0, giveups=0)  # fmt: skip
+              stops=2, kills=0, nodes=0, giveups=0, resubmits=0)  # fmt: skip
 
 
 class Violation(Exception):
@@ -31,6 +31,7 @@ class System(Daemon, Hooks):
 
     def __init__(self, base, rng, budget, script):
         self.base, self.rng, self.budget = base, rng, {**BUDGET, **budget}
+        self.resubmits, self.lost_executions = self.budget.pop("resubmits"), 0
         self.web = Host(base, "web", script)
         self.hosts = {name: Host(base, name, script) for name in ("b1", "b2")}
         self.mirror = base / "mirror"
@@ -130,6 +131,10 @@ class System(Daemon, Hooks):
         if (inputs := execution.end(code)) and inputs != execution.inputs:
             raise Violation(f"I5 inputs change under a running job: {execution.inputs} {inputs}")
 
+    def lose(self, execution):
+        execution.kill()
+        self.lost_executions += 1
+
     # ---- the environment ----
 
     def environment(self):
@@ -158,7 +163,7 @@ class System(Daemon, Hooks):
         if may("nodes"):
             for execution in self.executions():
                 if execution.alive():
-                    yield "nodes", f"NODE of {execution.token} goes down", execution.kill
+                    yield "nodes", f"NODE of {execution.token} goes down", lambda e=execution: self.lose(e)
         yield from self.accidents(may)
 
     def accidents(self, may):
@@ -204,7 +209,7 @@ class System(Daemon, Hooks):
         if sum(e.alive() for e in self.executions()) > 1:
             raise Violation("I1 two executions at a time")
         requests = [r for r in map(Request.parse, on_disk.accepted) if r.marker == PENDING]
-        if len(self.executions()) > len(requests):
+        if len(self.executions()) > len(requests) + min(self.lost_executions, self.resubmits):
             raise Violation("I2 more executions than accepted requests")
         done = markers.look(self.there).markers.get(DONE)
         if done and self.seen_tokens[done.token] > self.pushed_results():

@@ -239,6 +239,15 @@ def test_young_jobs_are_asked_for_soon_and_old_ones_seldom(age, pause):
     assert "poll" not in starts(rec, polled=0.0, compute=DONE)
 
 
+def test_a_lost_job_that_is_to_be_tried_again_is_first_proven_ended():
+    lost = record.doubt(REPORTED, "gone")
+    for compute in "", DONE, "lost":
+        found = starts(lost, compute=compute, polled=0.0)
+        assert set(found) == {"cancel"} and found["cancel"].attempt == "t1" and "lost (gone)" in found["cancel"].reason
+    assert waits(lost, down={"b1": "x"})["cancel"].reason == "x"
+    assert starts(lost, WebHint(10, 30))["cancel"].request == Request(WEB, CANCEL, 30)
+
+
 # ---- CANCEL ----
 
 

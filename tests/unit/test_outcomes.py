@@ -137,3 +137,64 @@ def test_what_the_web_host_showed_is_heard():
     assert outcomes.web_hints("pull", {"identity": "5"}) == {"pending": 5}
     assert outcomes.web_hints("push", {"pending": "", "cancel": 7}) == {"pending": 0, "cancel": 7, "taken": False}
     assert outcomes.web_hints("fetch", {"exit": 0}) == {}
+
+
+# ---- lost jobs that are tried again ----
+
+
+LOST_NOW = Outcome("done", "", {"seen": "lost", "note": "gone"})
+
+
+def poll_lost(rec, resubmit, outcome=LOST_NOW):
+    return outcomes.take_in(rec, Rule("poll"), TOLD, outcome, NOW, "t2", 300.0, resubmit).record
+
+
+def cancelled(rec, how, request=""):
+    return outcomes.take_in(rec, Rule("cancel"), {**TOLD, "request": request}, Outcome("done", "", {"how": how}), NOW, "t2", 300.0, 2).record
+
+
+def test_a_lost_job_is_tried_again_only_when_it_is_proven_ended():
+    doubtful = poll_lost(RUNNING, 1)
+    assert (doubtful.phase, doubtful.token, doubtful.fields["lost"]) == (SUBMITTED, "t1", "gone")
+    again = cancelled(doubtful, "ended")
+    assert (again.phase, again.attempt, again.token, again.host, again.contacted, again.old) == (PENDING, 2, "t2", "", False, None)
+    assert again.served == RUNNING.served and again.fields["resubmitted"] == 1 and "lost" not in again.fields
+
+
+def test_so_often_and_no_more():
+    assert poll_lost(RUNNING, 0) == RUNNING
+    second = replace(RUNNING, fields={**RUNNING.fields, "resubmitted": 1})
+    assert poll_lost(second, 1) == second and "lost" in poll_lost(second, 2).fields
+
+
+@pytest.mark.parametrize("cause", ["memory", "time", "node", "cancelled"])
+def test_what_its_scheduler_has_ended_for_a_reason_is_not_tried_again(cause):
+    outcome = Outcome("done", "", {"seen": "lost", "cause": cause})
+    assert poll_lost(RUNNING, 3, outcome) == RUNNING
+
+
+def test_a_lost_job_that_has_ended_by_itself_after_all_is_fetched():
+    assert cancelled(poll_lost(RUNNING, 1), "exited") == RUNNING
+
+
+def test_cancel_of_a_lost_job_cancels_it():
+    stop = Request("mirror", "CANCEL", 99)
+    rec = cancelled(poll_lost(RUNNING, 1), "none", str(stop))
+    assert (rec.phase, rec.fields["cause"]) == (FAILED, "cancelled")
+
+
+def test_a_new_request_counts_from_the_beginning():
+    again = cancelled(poll_lost(RUNNING, 1), "none")
+    rec = record.accept(replace(again, phase=DONE), Request(WEB, PENDING, 20), "t3")
+    assert "resubmitted" not in rec.fields
+
+
+# ---- hosts that were never reached ----
+
+
+def test_a_job_whose_host_was_never_reached_is_free_and_any_other_is_not():
+    away = Outcome("retry", "no route", {"host_down": True, "untouched": 1})
+    assert take(AT_HOST, "submit", away, first=True)[0] == WAITING
+    for outcome, first in (away, False), (Outcome("retry", "no route", {"host_down": True}), True):
+        assert take(AT_HOST, "submit", outcome, first=first)[0] == AT_HOST
+    assert take(AT_HOST, "submit", away, first=True, token="t0")[0] == AT_HOST

@@ -20,7 +20,7 @@ from simulation import System, Violation  # noqa: E402
 from watchties import batches, decide, dispatch, hookkit, manifest, markers, record, results, submission, transfer  # noqa: E402
 from watchties.model import CANCEL, MIRROR, PENDING  # noqa: E402
 
-BUDGET = dict(touches=9, mirror=9, cancels=9, edits=9, crashes=9, withdraws=9, restores=9, stops=0)
+BUDGET = dict(touches=9, mirror=9, cancels=9, edits=9, crashes=9, withdraws=9, restores=9, stops=0, downs=9, nodes=9)
 LAST = ("time", "daemon: starts poll")
 LONG = 500  # actions: no life here has as many
 
@@ -281,5 +281,43 @@ def test_a_request_after_cancel_in_another_place_is_followed_by_an_execution():
         assert record.load(play.here).fields.get("cause") != "cancelled" and len(play.executions()) == 1
         assert any(text.startswith(f"{MIRROR}:{PENDING}") for text in record.load(play.here).accepted)
         assert not (play.there / CANCEL).exists()
+
+    life(script)
+
+
+def goes_elsewhere(play):
+    """b1 goes away between the choice of it and the first word to it."""
+    play.at_once("USER touches PENDING")
+    play.until("submit(t1): knock")
+    play.at_once("HOST b1 cannot be reached", "submit(t1): knock")
+    play.until("daemon: starts submit b2", avoid=("b1 is back",))
+
+
+def stays(play):
+    """b1 goes away when a claim has been on its way: whether it holds one is not known."""
+    play.at_once("USER touches PENDING")
+    play.until("submit(t1): agent claim")
+    play.at_once("HOST b1 cannot be reached", "submit(t1): agent claim")
+    play.rest(avoid=("b1 is back",))
+    assert record.load(play.here).contacted and not (play.hosts["b2"].data / "it's a user").exists()
+
+
+@pytest.mark.parametrize("script", [goes_elsewhere, stays])
+def test_only_a_host_that_was_never_reached_lets_a_job_go(script):
+    life(script)
+
+
+def test_a_lost_job_runs_again_after_its_end_is_proven():
+    """The cancel comes first [cancel_waits]; nothing is submitted before it has ended."""
+
+    def script(play):
+        play.resubmits = 1
+        play.at_once("USER touches PENDING")
+        play.until("b1: job(t1)")
+        play.rest(avoid=("b1: job", "daemon: starts poll"))
+        play.at_once("NODE of t1 goes down")
+        play.until("daemon: starts cancel", avoid=("daemon: starts submit",))
+        play.until("daemon: starts submit")
+        assert record.load(play.here).attempt == 2 and [e.alive() for e in play.executions()] == [False]
 
     life(script)

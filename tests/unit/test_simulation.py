@@ -36,6 +36,7 @@ SCENARIOS = {  # those of the protocol's model, then what it does not model
     "mix": dict(edits=1, lost=1, crashes=1, relists=1, restores=1, kills=1),
     "cancels": dict(touches=3, mirror=1, cancels=2, mcancels=1, crashes=1, withdraws=1),
     "nodes": dict(nodes=1, cancels=1, crashes=1, kills=1),
+    "resubmit": dict(nodes=2, cancels=1, crashes=1, kills=1, resubmits=1),
     "giveup": dict(touches=3, giveups=2, crashes=1, mirror=1, kills=1),
     "everything": dict(touches=3, mirror=1, cancels=1, mcancels=1, edits=2, crashes=3, lost=1, downs=1, relists=1, restores=1, withdraws=1,
                        stops=4, kills=1, nodes=1, giveups=1),

@@ -50,6 +50,8 @@ def explain(places, job, as_json):
         click.echo(f"\n{INDENT}at work: run {run['run']} of {run['rule']} on {run['host'] or 'this machine'}, since {run['started']}")
     click.echo(f"\n{INDENT}what comes next")
     rows = [(INDENT * 2 + one["action"], one["what"], one["reason"]) for one in nexts]
+    if facts["waiting_on"] and facts["waiting_on"] not in "; ".join(one["reason"] for one in nexts):
+        rows.append((INDENT * 2 + "wait", "as the daemon said", facts["waiting_on"]))  # what depends on other jobs: max_running
     for line in fitted(rows) if rows else [INDENT * 2 + "nothing: everything that was asked for has ended"]:
         click.echo(line)
     click.echo(f"\n{INDENT}not seen from here")
