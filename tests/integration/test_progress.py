@@ -56,7 +56,7 @@ def test_a_long_transfer_is_seen_by_status_and_by_the_daemon_and_leaves_nothing(
     for rule, jobs in ("pull", ["main:ann/big"]), ("push", ["main:ann/big"]):
         first = site.wait(lambda rule=rule: [one for one in told(site) if one["rule"] == rule], 120, f"{rule} is told")[0]
         assert (first["host"], first["jobs"]) == ("vision", jobs) and 0 < first["bytes"] <= len(BIG) and first["rate"] > 0
-        site.wait(lambda rule=rule, first=first: [o for o in told(site) if o["rule"] == rule and o["bytes"] > first["bytes"]], 60, "it grows")
+        site.wait(lambda first=first: [one for one in told(site) if one["bytes"] > first["bytes"]], 60, f"{rule} grows")
         if rule == "pull":
             site.wait(lambda: [one for one in site.told if "; pull vision: " in one and "MB" in one], 60, "systemd is told")
             assert progress.in_one_line(site.state).startswith("pull vision: ")
@@ -76,7 +76,9 @@ def test_a_hook_and_rsync_that_are_ended_leave_no_progress_and_the_next_goes_on_
     found = subprocess.run(["pgrep", "-P", str(hook), "-x", "rsync"], capture_output=True, text=True, check=True, timeout=60).stdout
     os.kill(hook, signal.SIGKILL)
     os.kill(int(found.split()[0]), signal.SIGTERM)
-    kept = site.wait(lambda: list((site.mirror / "ann/cut").glob(f"{manifest.PARTIAL}/in.bin")), 60, "rsync keeps what it has")[0].stat().st_size
+    partial = site.mirror / "ann/cut" / manifest.PARTIAL / "in.bin"
+    site.wait(partial.exists, 60, "rsync keeps what it has")
+    kept = partial.stat().st_size
     assert kept > 500_000
     site.wait(lambda: not where.exists(), 60, "the run is taken in")
     assert run not in {one["run"] for one in told(site)}
