@@ -28,7 +28,11 @@ FILES = {
     "~/.local/state/watchties/journal.sqlite": "Index and history; may be deleted at any time.",
     "~/.local/state/watchties/runs/, locks/": "Runs at work.",
 }
-EXIT = {"0": "It is done.", "1": "Something is wrong, and was told.", "2": "It was asked for in a wrong way, or the configuration is wrong."}
+EXIT = {
+    "0": "It is done.",
+    "1": "Something is wrong, and was told.",
+    "2": "It was asked for in a wrong way, or the configuration is wrong.",
+}
 
 
 def programs():

@@ -14,9 +14,10 @@ def page(name, command, version, about):
     """Return the page of a program: a single command, or a group with all of its commands."""
     outer = click.Context(command, info_name=name, **command.context_settings)
     if not isinstance(command, click.Group):
-        return roff.page(name, 1, version, first_sentence(command), [roff.heading("synopsis"), synopsis(name, outer),
-                         roff.heading("description"), *body(command), roff.heading("options"), *options(outer), *about])  # fmt: skip
-    parts = [roff.heading("synopsis"), f"{roff.bold(name)} [{roff.italic('options')}] {roff.italic('command')} [{roff.italic('arguments')}]"]
+        parts = [roff.heading("synopsis"), synopsis(name, outer), roff.heading("description"), *body(command)]
+        return roff.page(name, 1, version, first_sentence(command), [*parts, roff.heading("options"), *options(outer), *about])
+    words = f"[{roff.italic('options')}] {roff.italic('command')} [{roff.italic('arguments')}]"
+    parts = [roff.heading("synopsis"), f"{roff.bold(name)} {words}"]
     parts += [roff.heading("description"), *body(command), roff.heading("options"), *options(outer), roff.heading("commands")]
     return roff.page(name, 1, version, first_sentence(command), [*parts, *below(outer), *about])
 

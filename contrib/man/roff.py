@@ -7,11 +7,12 @@ Must not know: what the pages say.
 import re
 import textwrap
 
+SPECIAL = {"\\": "\\e", "-": "\\-", "'": "\\(aq", "`": "\\(ga", "^": "\\(ha", "~": "\\(ti"}
+
 
 def text(plain):
     """Return words as roff shows them as they are, also at the beginning of a line."""
-    words = plain.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga").replace("^", "\\(ha").replace("~", "\\(ti")
-    words = re.sub(r"[^\x00-\x7f]", lambda match: f"\\[u{ord(match[0]):04X}]", words)
+    words = re.sub(r"[\\'`^~-]|[^\x00-\x7f]", lambda match: SPECIAL.get(match[0]) or f"\\[u{ord(match[0]):04X}]", plain)
     return "\n".join("\\&" + line if line.startswith(".") else line for line in words.split("\n"))
 
 

@@ -81,7 +81,8 @@ def default_of(field):
     if units:
         name, unit = next(((name, unit) for name, unit in units if value >= unit and value % unit == 0), ("s", 1))
         return f'; default "{value / unit:g}{name}"'
-    return f"; default {str(value).lower() if isinstance(value, bool) else value if isinstance(value, int) else chr(34) + str(value) + chr(34)}"
+    told = str(value).lower() if isinstance(value, bool) else str(value) if isinstance(value, int) else f'"{value}"'
+    return f"; default {told}"
 
 
 # ---- comments ----

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 DAEMON = ["daemon", "engine", "dispatch", "watch", "relays", "lanes", "runner", "runs", "journal", "record", "markers", "decide", "teller"]
-HOOKS = ["hookkit", "transfer", "agent", "submission", "manifest", "judge", "schedulers.shell", "mail", "letter", "retry", "shell"]
+HOOKS = ["hookkit", "transfer", "meter", "agent", "submission", "manifest", "judge", "schedulers.shell", "mail", "letter", "retry", "shell"]
 PURE = ["model", "errors", "decide", "outcomes"]
 
 
@@ -18,6 +18,11 @@ def loaded_by(modules):
 def test_the_daemons_half_imports_neither_sh_nor_tenacity_nor_hooks():
     loaded = loaded_by(DAEMON)
     assert not loaded & {"sh", "tenacity", *(f"watchties.{m}" for m in HOOKS)}
+
+
+def test_what_both_halves_read_imports_neither():
+    loaded = loaded_by(["progress"])
+    assert not loaded & {"sh", "tenacity", "sqlite3", "asyncio", *(f"watchties.{m}" for m in [*DAEMON, *HOOKS])}
 
 
 def test_the_hooks_half_imports_nothing_of_the_daemons():

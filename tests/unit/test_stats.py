@@ -18,8 +18,10 @@ def line(when, event, rule="", seconds=None, cause="", job="ann/a"):
     return Event(NOON + when, "main", job, 1, rule, event, "", seconds, cause)
 
 
-WAY = [line(0, "PENDING"), line(0, "done", "pull", 2.0), line(10, "SUBMITTED"), line(10, "done", "submit", 1.5), line(10.5, "done", "report", 0.1),
-       line(40, "DONE", seconds=25.0), line(40, "done", "fetch", 3.0), line(45, "done", "push", 4.0), line(46, "done", "mail", 0.5)]  # fmt: skip
+WAY = [line(0, "PENDING"), line(0, "done", "pull", 2.0), line(10, "SUBMITTED"), line(10, "done", "submit", 1.5),
+       line(10.5, "done", "report", 0.1),
+       line(40, "DONE", seconds=25.0), line(40, "done", "fetch", 3.0),
+       line(45, "done", "push", 4.0), line(46, "done", "mail", 0.5)]  # fmt: skip
 
 
 def took(lines):
@@ -46,7 +48,8 @@ def test_tries_and_what_is_on_its_way_count_for_no_stage():
 
 
 def test_failures_by_cause_and_days():
-    found = stats.of([line(0, "FAILED", cause="lost"), line(1, "FAILED", cause="exit", job="b/b"), line(2, "FAILED", cause="exit", job="c/c"), *WAY])
+    failed = [line(1, "FAILED", cause="exit", job="b/b"), line(2, "FAILED", cause="exit", job="c/c")]
+    found = stats.of([line(0, "FAILED", cause="lost"), *failed, *WAY])
     assert found["causes"] == {"exit": 2, "lost": 1} and found["days"] == {"2026-03-28": {"FAILED": 3, "DONE": 1}}
 
 

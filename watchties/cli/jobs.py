@@ -26,7 +26,7 @@ def explain(places, job, as_json):
     \b
     Example:  watchties explain ann/Exp_1
     """
-    from watchties import decide, onlook
+    from watchties import decide, onlook, progress
     from watchties.cli.onejob import INDENT, comes_next, facts_of, show_markers, show_record, unseen_of
 
     config = places.load()
@@ -37,6 +37,7 @@ def explain(places, job, as_json):
     facts = facts_of(places, job)
     nexts = comes_next(seen, decision)
     runs = [{"run": run.run, "rule": run.rule, "host": run.host, "started": clock(run.started)} for run in at_work]
+    far = {one.run: one.progress.told() for one in progress.transfers(places.state)}
     unseen = unseen_of(config, seen)
     if as_json:
         return show_json({**facts, "record_file": f"{where}/.watchties/record.json", "runs": runs, "next": nexts, "unseen": unseen})
@@ -48,6 +49,8 @@ def explain(places, job, as_json):
         click.echo(f"\n{INDENT}no record: nothing was ever asked for here")
     for run in runs:
         click.echo(f"\n{INDENT}at work: run {run['run']} of {run['rule']} on {run['host'] or 'this machine'}, since {run['started']}")
+        if run["run"] in far:
+            click.echo(f"{INDENT * 2}under way: {far[run['run']]}")
     click.echo(f"\n{INDENT}what comes next")
     rows = [(INDENT * 2 + one["action"], one["what"], one["reason"]) for one in nexts]
     if facts["waiting_on"] and facts["waiting_on"] not in "; ".join(one["reason"] for one in nexts):
