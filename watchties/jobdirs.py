@@ -43,7 +43,7 @@ class JobDirs:
         if name.startswith("."):
             return False
         if not entry.is_dir(follow_symlinks=False):
-            if entry.is_symlink() and entry.is_dir():
+            if entry.is_symlink() and os.path.isdir(entry.path):  # DirEntry.is_dir raises for a link to itself
                 refuse(path, LINK)
             return False
         if not _plain(name):

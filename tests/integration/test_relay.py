@@ -172,6 +172,8 @@ def test_hostile_names_are_refused_once_and_links_not_followed(root, call, tmp_p
     (root / "link").symlink_to(outside.parent)
     job(root, "ann/fine", PENDING="")
     (root / "ann/link").symlink_to(outside)
+    for where in root, root / "ann":
+        (where / "itself").symlink_to("itself")
     for name in (b"-rf", b"new\nline", b"tab\there", b"bad\xff", "sep\u2028x".encode()):
         os.makedirs(os.fsencode(root) + b"/ann/" + name)
         open(os.fsencode(root) + b"/ann/" + name + b"/PENDING", "w").close()

@@ -117,6 +117,8 @@ def test_hostile_names_are_told_once_and_links_not_followed(root, run, tmp_path)
     job(root, "ann/fine", "PENDING")
     (root / "ann/link").symlink_to(outside)
     (root / "ann/note").symlink_to(outside / "PENDING")
+    for where in root, root / "ann":
+        (where / "itself").symlink_to("itself")
     for name in (b"-rf", b"new\nline", b"bad\xff", "sep\u2028x".encode()):
         os.makedirs(os.fsencode(root) + b"/ann/" + name)
     job(root, "ann/.cache")

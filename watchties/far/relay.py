@@ -255,7 +255,7 @@ class Tree:
     def may_be_job(self, path, entry, depth):
         answer = judge(entry.name, self.globs[depth])
         if answer is False or not entry.is_dir(follow_symlinks=False):
-            if answer is not False and entry.is_symlink() and entry.is_dir():
+            if answer is not False and entry.is_symlink() and os.path.isdir(entry.path):  # DirEntry.is_dir raises for a link to itself
                 self.refuse(under(path, entry.name), "a symbolic link, which is not followed")
             return False
         if answer is not True:
