@@ -102,7 +102,8 @@ COMMANDS = [
 FRAMED = [
     "id", "true; id", "true $(id)", "sh scripts/agent.sh version; id", "sh scripts/agent.sh version extra",
     "sh scripts/agent.sh submit user_data r",
-    "sh scripts/agent.sh wrapper user_data/a/b 1 t", "sh scripts/agent.sh list .. 2 PENDING", "sh scripts/agent.sh list user_data 2 '$(id)'",
+    "sh scripts/agent.sh wrapper user_data/a/b 1 t",
+    "sh scripts/agent.sh list .. 2 PENDING", "sh scripts/agent.sh list user_data 2 '$(id)'",
     "sh scripts/agent.sh identify user_data/../..", "sh scripts/agent.sh publish /etc", "sh ../agent.sh version",
     "sh scripts/agent.sh claim user_data r",
     "find /etc -type f -name '.?*.??????'", "find user_data/../.. -type f -name '.?*.??????'",

@@ -132,7 +132,8 @@ def test_two_hundred_calls_at_once_and_none_is_lost(tmp_path):
         for process in calls:
             said = process.communicate(timeout=120)
             assert (process.returncode, *said) == (0, "", "")
-        told = lambda: [line.split("\t")[2] for line in (tmp_path / "said").read_text().splitlines() if line.startswith("t\t")]  # noqa: E731
+        said = lambda: (tmp_path / "said").read_text().splitlines()  # noqa: E731
+        told = lambda: [line.split("\t")[2] for line in said() if line.startswith("t\t")]  # noqa: E731
         wait_for(lambda: set(told()) == set(jobs))
         assert sorted(told()) == sorted(jobs) and all((tree / job / "PENDING").exists() for job in jobs)
     finally:
