@@ -61,6 +61,7 @@ for d; do for f in "$d/$b"*; do [ -f "$f" ] && printf '%s\t%s\n' "$n" "${f##*/}"
 REMEDIES = (  # what ssh says last, what to do about it
     ("Host key verification failed", "unknown or changed: is it the right host? Then: ssh-keygen -R {host}, and log in once: {ssh}"),
     ("Permission denied", "put our key there: ssh-copy-id {host}"),
+    ("by the gate", "its key may not be checked (contrib/ssh); look at that host with a login of your own"),
     ("Could not resolve", "correct `ssh` in [host.{name}], or the name service"),
 )
 

@@ -70,6 +70,19 @@ def test_what_init_writes_is_never_writable_for_the_group(home):
     assert call("check", "--here").exit_code == 0
 
 
+def test_check_tells_a_template_of_mail_that_is_broken(home):
+    call("init")
+    mail, templates = home / ".config/watchties/conf.d/40-mail.toml", home / "templates"
+    mail.write_text(mail.read_text().replace("[mail]\n", f"[mail]\ntemplates = {json.dumps(str(templates))}\n", 1))
+    templates.mkdir()
+    (templates / "done.html").write_text("<p>$experiment costs 5 $</p>\n")
+    (templates / "failed.txt").write_text("Subject: $experimnt\n\nx\n")
+    found = wrong("--here")
+    assert [finding["where"] for finding in found] == ["mail", "mail"]
+    assert "done.html" in found[0]["text"] and "$$" in found[0]["text"]
+    assert "failed.txt" in found[1]["text"] and "$experimnt" in found[1]["text"]
+
+
 def test_check_tells_every_error_of_the_configuration(home):
     call("init")
     conf = home / ".config/watchties/conf.d"

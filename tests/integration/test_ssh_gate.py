@@ -92,18 +92,24 @@ def test_what_watchties_needs_after_a_cut_or_a_full_disk_is_let_in(site, sshd):
 
 COMMANDS = [
     "id", "sh", "sh -c id", "bash -i", "cat /etc/passwd", "scp -t /tmp", "scp -f x", "/usr/lib/openssh/sftp-server", "internal-sftp",
-    "rsync --server --daemon .", "rsync --server --sender -sltrRe.iLsfxCIvu", "sh -c 'cd 2>/dev/null; id'", "sh -c 'cd 2>/dev/null; true; id'",
+    "rsync --server --daemon .", "rsync --server --sender -sltrRe.iLsfxCIvu", "sh -c 'cd 2>/dev/null; id'",
+    "sh -c 'cd 2>/dev/null; true; id'",
     "sh -c 'cd 2>/dev/null; true' ; id", "sh -c 'cd 2>/dev/null; true' && id", "sh -c 'cd 2>/dev/null; true'\nid", "$(id)", "`id`",
     "sh -c 'cd 2>/dev/null; exec rsync \"$@\"' rsync --server -sltrRe.iLsfxCIvu; id",
     "sh -c 'cd 2>/dev/null; exec rsync \"$@\"' rsync --server -sltrRe.iLsfxCIvu --log-file=/tmp/x",
     "sh -c 'u=www-data; exec sudo' become id",
 ]  # fmt: skip
 FRAMED = [
-    "id", "true; id", "true $(id)", "sh scripts/agent.sh version; id", "sh scripts/agent.sh version extra", "sh scripts/agent.sh submit user_data r",
-    "sh scripts/agent.sh wrapper user_data/a/b 1 t", "sh scripts/agent.sh list .. 2 PENDING", "sh scripts/agent.sh list user_data 2 '$(id)'",
-    "sh scripts/agent.sh identify user_data/../..", "sh scripts/agent.sh publish /etc", "sh ../agent.sh version", "sh scripts/agent.sh claim user_data r",
-    "find /etc -type f -name '.?*.??????'", "find user_data/../.. -type f -name '.?*.??????'", "find -delete -type f -name '.?*.??????'",
-    "find user_data/a -type d -name .watchties.partial -prune -exec id {} +", "find user_data -type d -name .watchties.partial -prune -exec rm -rf {} +",
+    "id", "true; id", "true $(id)", "sh scripts/agent.sh version; id", "sh scripts/agent.sh version extra",
+    "sh scripts/agent.sh submit user_data r",
+    "sh scripts/agent.sh wrapper user_data/a/b 1 t",
+    "sh scripts/agent.sh list .. 2 PENDING", "sh scripts/agent.sh list user_data 2 '$(id)'",
+    "sh scripts/agent.sh identify user_data/../..", "sh scripts/agent.sh publish /etc", "sh ../agent.sh version",
+    "sh scripts/agent.sh claim user_data r",
+    "find /etc -type f -name '.?*.??????'", "find user_data/../.. -type f -name '.?*.??????'",
+    "find -delete -type f -name '.?*.??????'",
+    "find user_data/a -type d -name .watchties.partial -prune -exec id {} +",
+    "find user_data -type d -name .watchties.partial -prune -exec rm -rf {} +",
     "mkdir -p user_data/a/.watchties.partial && mv -f user_data/a/.f.AbCdEf /etc/f",
     "mkdir -p user_data/a/.watchties.partial && mv -f user_data/a/secret user_data/a/.watchties.partial/secret",
     "mkdir -p user_data/a/../../.watchties.partial && mv -f user_data/a/../../.f.AbCdEf user_data/a/../../.watchties.partial/f",
@@ -120,7 +126,8 @@ def test_other_commands_are_refused_each_with_one_line(site, sshd):
     for elsewhere in "/etc", f"{root}/..", f"{root}/user_data", f"{root}/":
         refused(reach(sshd, framed(site, "true").replace(str(root), elsewhere)))
     relay = f"cd -- {root} && exec python3 scripts/relay.py --nonce 00"
-    for more in "--directory /tmp", "--tree t=/etc=*/*", "--tree t=user_data/../..=*/*", "--tree 't=user_data=../*'", "--poll 1", "; id", "-h":
+    trees = "--tree t=/etc=*/*", "--tree t=user_data/../..=*/*", "--tree 't=user_data=../*'"
+    for more in (*trees, "--directory /tmp", "--poll 1", "; id", "-h"):
         refused(reach(sshd, shlex.join(["sh", "-c", f"cd 2>/dev/null; {relay} {more}"])))
     assert "asked for: a shell" in refused(reach(sshd, ""))
     subsystem = reach(sshd, "sftp", "-s")  # whose standard error sshd passes on to nobody

@@ -122,7 +122,7 @@ class Inbox:
 
 
 def test_a_mail_server_that_is_down_delays_the_mail_and_nothing_else(tmp_path):
-    """Nothing that is to be told is lost meanwhile, though the daemon is killed; an address refused for good is told once, not tried again."""
+    """Nothing is lost meanwhile, though the daemon is killed; an address that is refused for good is told once, and not tried again."""
     port, box = free_port(), Inbox(refuses="eve@localhost")
 
     def change(text):
@@ -157,7 +157,8 @@ def test_a_mail_server_that_is_down_delays_the_mail_and_nothing_else(tmp_path):
 
 def test_a_mail_server_that_hangs_holds_up_nobody_else(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        change = lambda text: text.replace(f'folder = "{tmp_path}/mail"', f'server = "127.0.0.1"\nport = {silent.getsockname()[1]}')  # noqa: E731
+        server = f'server = "127.0.0.1"\nport = {silent.getsockname()[1]}'
+        change = lambda text: text.replace(f'folder = "{tmp_path}/mail"', server)  # noqa: E731
         with Site(tmp_path, change=change, edit=quick("mail", "notice"), daemon='stop_timeout = "1s"') as site:
             for job in "ann/e1", "bob/e2":
                 site.drop(job)

@@ -80,7 +80,8 @@ def test_jobs_are_handed_over_run_stopped_and_read(site, language):
 
 @pytest.mark.parametrize("language", ["php", "sh"])
 def test_names_that_no_job_may_have_are_refused_each_with_a_line(tmp_path, language):
-    for name in "tree/ann/e/deep", "tree/bob/.x", "tree/ann/.hidden", "tree/ann/new\nline", "tree/ann/tab\there", "tree/-x/y", "scripts", "out/e":
+    there = "ann/e/deep", "bob/.x", "ann/.hidden", "ann/new\nline", "ann/tab\there", "-x/y"
+    for name in (*(f"tree/{name}" for name in there), "scripts", "out/e"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "tree/link").symlink_to(tmp_path / "out")
     (tmp_path / "tree/ann/linked").symlink_to(tmp_path / "out/e")
@@ -119,7 +120,8 @@ def test_two_hundred_calls_at_once_and_none_is_lost(tmp_path):
         prepare(tree, job)
         prepare(seen, job)
         (seen / job / "PENDING").write_text("")
-    argv = [sys.executable, str(RELAY), "--nonce", "00", "--no-list", "--heartbeat", "30", "--directory", str(scripts), "--tree", f"t={seen}=*/*"]
+    argv = [sys.executable, str(RELAY), "--nonce", "00", "--no-list", "--heartbeat", "30"]
+    argv += ["--directory", str(scripts), "--tree", f"t={seen}=*/*"]
     with open(tmp_path / "said", "wb") as out:
         relay = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=out)
     try:
@@ -130,7 +132,8 @@ def test_two_hundred_calls_at_once_and_none_is_lost(tmp_path):
         for process in calls:
             said = process.communicate(timeout=120)
             assert (process.returncode, *said) == (0, "", "")
-        told = lambda: [line.split("\t")[2] for line in (tmp_path / "said").read_text().splitlines() if line.startswith("t\t")]  # noqa: E731
+        said = lambda: (tmp_path / "said").read_text().splitlines()  # noqa: E731
+        told = lambda: [line.split("\t")[2] for line in said() if line.startswith("t\t")]  # noqa: E731
         wait_for(lambda: set(told()) == set(jobs))
         assert sorted(told()) == sorted(jobs) and all((tree / job / "PENDING").exists() for job in jobs)
     finally:

@@ -264,7 +264,7 @@ def test_the_page_says_what_the_text_says():
     message, text = read(told, ["Traceback", "KeyError: <dial>"], link="https://x.example/?exp={experiment}")
     page = Page(page_of(message))
     assert page.open == [] and page.links == ["https://x.example/?exp=Exp%201"]
-    for words in "has failed", letters.CAUSE_WORDS["memory"][0], letters.CAUSE_WORDS["memory"][1], "killed at 4 GB", "KeyError: <dial>", "2 h 3 min":
+    for words in ("has failed", *letters.CAUSE_WORDS["memory"], "killed at 4 GB", "KeyError: <dial>", "2 h 3 min"):
         assert words in text and words in page.text, words
     assert "2024-05-06T07:08:09" in page.text and "on vision: compties/user_data/alice/Exp 1" in page.text
 
