@@ -51,9 +51,7 @@ class Lab:
 
     def up(self):
         """Switch all hosts on, with the keys and known hosts of webapp on v11; again, if they are on."""
-        readable = dict.fromkeys([str(CHECKOUT), sys.prefix, sys.base_prefix])
-        paths = [p for p in readable if not p.startswith("/usr") and not (p != str(CHECKOUT) and p.startswith(f"{CHECKOUT}/"))]
-        self._script("hosts.sh", "up", READABLE="\n".join(paths), HOSTS=" ".join(HOSTS))
+        self._script("hosts.sh", "up", READABLE=readable(), HOSTS=" ".join(HOSTS))
         for name, source, mode in ("id_ed25519", "id", 0o600), ("known_hosts", "known_hosts", 0o644):
             target = self.home("v11", "webapp") / ".ssh" / name
             shutil.copy(self.folder / source, target)
@@ -125,7 +123,7 @@ class Lab:
 
     def start_host(self, host):
         """Switch a host on again: disks are as they were, but for its /etc, /var and /run."""
-        self._script("hosts.sh", "start", host)
+        self._script("hosts.sh", "start", host, READABLE=readable())
 
     def _script(self, name, *words, **more):
         done = subprocess.run([SCRIPTS / name, *words], env=self._environment() | more, stdin=subprocess.DEVNULL, capture_output=True,
@@ -136,6 +134,13 @@ class Lab:
     def _environment(self):
         keep = {key: value for key, value in os.environ.items() if not key.startswith(("WATCHTIES_", "PYTEST_", "PYTHON"))}
         return keep | {"LAB": str(self.folder), "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])}
+
+
+def readable():
+    """Return the paths, one a line, that users of v11 have to see beside the system's: this checkout and its Python."""
+    wanted = dict.fromkeys([str(CHECKOUT), sys.prefix, sys.base_prefix])
+    paths = [p for p in wanted if not p.startswith("/usr") and not (p != str(CHECKOUT) and p.startswith(f"{CHECKOUT}/"))]
+    return "\n".join(paths)
 
 
 CONFIG = """

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import put
 from lab_kit import PROGRAM, SCRIPTS, LabSite
 from watchties import unit
 from watchties.errors import FAILURE
@@ -108,6 +109,29 @@ def test_what_is_installed_is_not_written_over(service):
             assert done.returncode == FAILURE and "was not put there by watchties, so it is left alone" in done.stderr
     finally:
         service.unit.write_text(before)
+
+
+def test_any_path_comes_through_systemd_as_it_is(service):
+    odd = "/home/webapp/odd dir/100% $HOME \\ 'q' \"Q\" %h"
+    program = "/home/webapp/odd dir/100% ü [x] %h"
+    script = service.site.base / program.removeprefix("/home/webapp/")
+    put(script, '#!/bin/sh\nprintf "%s\\n" "$0" "$@" >/home/webapp/odd.args\n').chmod(0o755)
+    path = service.unit.with_name("odd.service")
+    path.write_text(unit.filled(program, odd + ".conf", odd + ".state"))
+    service.ctl("daemon-reload")
+    service.ctl("start", "--no-block", "odd")
+    args = service.site.base / "odd.args"
+    service.until("started", lambda: args.exists() and args.read_text().endswith("run\n"))
+    assert args.read_text().splitlines() == [program, "--config", odd + ".conf", "--state", odd + ".state", "run"]
+    service.ctl("stop", "odd")
+    path.unlink()
+    service.ctl("daemon-reload")
+
+
+def test_the_sandbox_is_left_out_where_programs_need_privileges():
+    inside, outside = unit.filled("/w", "/c", "/s").splitlines(), unit.filled("/w", "/c", "/s", sandbox=False).splitlines()
+    changed = [(one, other) for one, other in zip(inside, outside, strict=True) if one != other]
+    assert len(changed) == 7 and all(other == f"#{one}" for one, other in changed) and "NoNewPrivileges=yes" in dict(changed)
 
 
 def test_reload_takes_what_is_right_and_tells_what_is_wrong(service):
