@@ -15,7 +15,7 @@ from collections import Counter
 from watchties import record, systemd
 from watchties.daemon import Daemon
 from watchties.errors import BadJobName, WatchtiesError
-from watchties.model import JobId, check_job_name, printable
+from watchties.model import PENDING, JobId, check_job_name, printable
 
 GLANCE = 0.05  # seconds between two looks whether all is done
 TO_SUBMIT = ("pull", "submit", "report", "cancel")  # cancel: an attempt that is overtaken must be ended before the next begins
@@ -121,7 +121,7 @@ class OnePass(Daemon):
         if not rec.attempt:
             return f"not brought here yet{waits}" if rec.pulling or (held and held.web.pending) else ""
         where = f" on {rec.host}" if rec.host else ""
-        return f"{rec.phase or 'accepted'}, attempt {rec.attempt}{where}{waits}"
+        return f"{rec.phase or 'accepted'}, attempt {rec.attempt}{where}{waits if rec.phase == PENDING else ''}"
 
     def summary(self):
         """Return one line: what came about in this pass, and how it stands."""

@@ -39,7 +39,8 @@ class Manager(systemd_watchdog.WatchDog):
 
     def stopping(self, stop_timeout):
         """Say that hooks at work are waited for, and how long that may take: systemd waits so long, whatever the unit says."""
-        self._send(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int((stop_timeout + SHUTDOWN_TAKES) * 1e6)}\nSTATUS=waiting for hooks to end")
+        self.note = "waiting for hooks to end"
+        self._send(f"STOPPING=1\nEXTEND_TIMEOUT_USEC={int((stop_timeout + SHUTDOWN_TAKES) * 1e6)}\nSTATUS={self.note}")
 
 
 def how_it_stands(engine):

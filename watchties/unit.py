@@ -16,6 +16,7 @@ from watchties.errors import CommandFailed, WatchtiesError
 NAME = "watchties.service"
 STAMP = "# Put here by `watchties service install`; `watchties service uninstall` takes it away."
 SHOWN = ("ActiveState", "SubState", "MainPID", "StatusText", "NRestarts", "Result")
+NOT_IN_PROGRAM = set("\"'\\$")  # systemd refuses a program with a quote or a backslash, and takes `$$` there for what it is
 PATIENCE = 120  # seconds for systemctl: starting and stopping take as long as the unit allows
 
 
@@ -51,6 +52,8 @@ def needs_privileges(config):
 def program():
     """Return the absolute path of the watchties that runs; raise WatchtiesError if it does not run by that."""
     found = os.path.join(os.path.dirname(os.path.abspath(sys.executable)), "watchties")
+    if NOT_IN_PROGRAM & set(found):
+        raise WatchtiesError(f"systemd starts no program with a quote, a backslash or a dollar sign in its path: {found}; install elsewhere")
     try:
         said = subprocess.run([found, "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PATIENCE).stdout
     except OSError as error:

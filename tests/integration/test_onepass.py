@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from helpers import wait_for
@@ -171,3 +172,18 @@ def test_a_wrong_configuration_is_told(site):
     (site.conf / "50-more.toml").write_text("[host.b02]\nrole = 'comput'\n")
     done = site.watchties("transfer", check=False)
     assert done.returncode == 2 and "50-more.toml" in done.stderr and not site.state.exists()
+
+
+def test_the_line_for_cron_is_silent_and_does_its_work(site, tmp_path):
+    line = (Path(__file__).parents[2] / "contrib/cron/watchties").read_text().splitlines()[-1]
+    minute, command = line.split(" ", 5)[:5], line.split(" ", 5)[5]
+    assert minute == ["*"] * 5 and "%" not in command  # % ends a command in crontab(5)
+    program = tmp_path / "watchties/.venv/bin/watchties"
+    program.parent.mkdir(parents=True)
+    program.symlink_to(PROGRAM)
+    site.drop("ann/one", HELD_JOB)
+    places = {name: value for name, value in site.environment().items() if name.startswith("WATCHTIES_")}
+    env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "SHELL": "/bin/sh", **places}
+    done = subprocess.run(["/bin/sh", "-c", command], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and site.marker("ann/one")[0] == "SUBMITTED"
+    (site.compute / "ann/one/go").touch()

@@ -10,8 +10,10 @@ run=/run/user/$id
 # else's: this mount is seen by this host alone. Laid over what is there, as systemd looks for it at this very place.
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 # Names of cgroups are the machine's: each lab has one of its own, and takes away what labs that are gone have left.
-for left in $(find /sys/fs/cgroup -maxdepth 1 -name 'watchties-lab-*' -mmin +2); do
-    if grep -q '^populated 0' "$left/cgroup.events"; then find "$left" -depth -type d -exec rmdir {} + 2>/dev/null || :; fi
+for left in /sys/fs/cgroup/watchties-lab-*; do
+    if [ -n "$(find "$left" -maxdepth 0 -mmin +2 2>/dev/null)" ] && grep -q '^populated 0' "$left/cgroup.events"; then
+        find "$left" -depth -type d -exec rmdir {} + 2>/dev/null || :
+    fi
 done
 cgroup=$(mktemp -d /sys/fs/cgroup/watchties-lab-XXXXXX)
 chmod 755 "$cgroup"

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-DAEMON = ["daemon", "engine", "dispatch", "watch", "relays", "lanes", "runner", "runs", "journal", "record", "markers", "decide", "teller"]
+DAEMON = ["daemon", "engine", "dispatch", "watch", "relays", "lanes", "runner", "runs", "journal", "record", "markers", "decide", "teller",
+          "onepass", "follow", "statelock", "systemd", "serve", "unit"]
 HOOKS = ["hookkit", "transfer", "meter", "agent", "submission", "manifest", "judge", "schedulers.shell", "mail", "letter", "retry", "shell"]
 PURE = ["model", "errors", "decide", "outcomes"]
 
