@@ -143,13 +143,6 @@ class Lab:
         return keep | {"LAB": str(self.folder), "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])}
 
 
-def readable():
-    """Return the paths, one a line, that users of v11 have to see beside the system's: this checkout and its Python."""
-    wanted = dict.fromkeys([str(CHECKOUT), sys.prefix, sys.base_prefix])
-    paths = [p for p in wanted if not p.startswith("/usr") and not (p != str(CHECKOUT) and p.startswith(f"{CHECKOUT}/"))]
-    return "\n".join(paths)
-
-
 CONFIG = """
 [host.vision]
 role = "web"
