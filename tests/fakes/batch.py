@@ -11,7 +11,7 @@ tests/data/lsf) or the manual's, as marked.
 
     drop     accept the job, then die before the answer        255     fail once with exit code 255 and nothing said
     empty    accept the job, exit code 0, nothing said         banner  a line of the site before the answer
-    quota    refuse for now (manual)                           queue   refuse for good, as no such queue is there (LSF recorded, PBS manual)
+    quota    refuse for now (manual)                           queue   refuse for good: no such queue (LSF recorded, PBS manual)
     hang     say that the daemon does not answer, and wait (LSF recorded)
     partial  leave out every second row                        none    exit code 0 and nothing said, whatever there is
     forget   know the job no longer: it was taken, and is lost
@@ -114,8 +114,8 @@ def submit(command, argv):
         start(command, job, script)
     if kind == "drop":
         os.kill(os.getpid(), signal.SIGKILL)
-    answer = f"Job <{number}> is submitted to default queue <normal>.\n" if command == "bsub" else f"{number}.{SERVER}\n"  # recorded; manual
-    end(0, "" if kind == "empty" else answer)
+    answers = {"bsub": f"Job <{number}> is submitted to default queue <normal>.\n", "qsub": f"{number}.{SERVER}\n"}  # recorded; manual
+    end(0, "" if kind == "empty" else answers[command])
 
 
 def start(command, job, script):
@@ -157,7 +157,11 @@ def bjobs(argv):
     found, ids = rows("bjobs"), [word for word in argv if word.isdigit()]
     known = {job["id"]: job for job in found}
     told = [known[one] for one in ids if one in known] if ids else found
-    missing = [one for one in ids if one not in known and (one not in {job["id"] for job in jobs() if not job["lost"]})]
+    there = {job[key] for job in jobs() if not job["lost"] for key in ("id", "name")}
+    if "-J" in argv:
+        ids = [argv[argv.index("-J") + 1]]
+        told = [job for job in found if job["name"] == ids[0]]
+    missing = [one for one in ids if one not in there]
     out = "".join(f"{job['id']}^{job['state']}^{'' if job['code'] is None else job['code']}^{job['name']}\n" for job in told)  # recorded
     if not ids and not told:
         end(255, err="No job found\n")  # recorded
@@ -167,7 +171,7 @@ def bjobs(argv):
 def bhist(argv):
     trouble("bhist", fault("bhist"))
     ids = [word for word in argv if word.isdigit()]
-    end(0, "".join(f"\nJob <{one}>, Job Name <x>, User <tester>\nExited with exit code 1\n" for one in ids))  # manual
+    end(0, "".join(f"\nJob <{one}>, User <tester>\nExited with exit code 1\n" for one in ids))  # manual
 
 
 def qselect(argv):
@@ -183,7 +187,8 @@ def qstat(argv):
         number = one.partition(".")[0]
         if number in known:
             job = known[number]
-            out += f"Job Id: {number}.{SERVER}\n    Job_Name = {job['name']}\n    job_state = {'R' if job['state'] == 'RUN' else 'F'}\n"  # manual
+            state = "R" if job["state"] == "RUN" else "F"
+            out += f"Job Id: {number}.{SERVER}\n    Job_Name = {job['name']}\n    job_state = {state}\n"  # manual
             out += f"    Exit_status = {job['code']}\n\n" if job["code"] is not None else "\n"
         elif number not in there:
             err += f"qstat: Unknown Job Id {number}.{SERVER}\n"  # manual

@@ -13,6 +13,7 @@ from site_kit import Site
 FAKES = Path(__file__).resolve().parents[1] / "fakes"
 JOBS = [f"{user}/e{n}" for n in range(5) for user in ("ann", "bob", "cyd", "dan")]
 SUBMIT = {"lsf": "bsub", "pbs": "qsub"}
+HOLD = "echo run >> runs.log; for _ in $(seq 2000); do [ -e go ] && break; sleep 0.05; done\n"
 ASK = {"lsf": ("bjobs",), "pbs": ("qselect", "qstat")}
 
 
@@ -49,7 +50,7 @@ def test_each_of_twenty_jobs_runs_exactly_once_whatever_the_scheduler_does(tmp_p
     site = FakeSite(tmp_path, scheduler)
     site.fail(SUBMIT[scheduler], "drop", "", "255", "empty", "banner", "", "drop", "quota", "255", "drop", "empty", "quota", "banner", "", "255", "drop")
     for command in ASK[scheduler]:
-        site.fail(command, "none" if command == "bjobs" else "255", "partial" if command != "qselect" else "255", "255", "banner")
+        site.fail(command, *(("none", "partial", "hang", "255", "banner") if command == "bjobs" else ("255", "partial", "255", "banner")))
     with site:
         for job in JOBS:
             site.drop(job)
@@ -81,7 +82,11 @@ def test_refusals_caps_and_what_a_job_asks_for(tmp_path):
         assert 'did you mean "cores"?' in said["odd"]["reason"] and "queue" in said["evil"]["reason"]
         site.wait_state("ann/good", "DONE")
         assert [site.runs(f"ann/{job}") for job in ("refused", "big", "odd", "evil", "good")] == [0, 0, 0, 0, 1]
-        [taken] = [json.loads(path.read_text()) for path in (site.batch / "jobs").glob("*.json")]
+        site.drop("ann/stopped", HOLD)
+        site.wait_state("ann/stopped", "SUBMITTED")
+        site.watchties("cancel", "ann/stopped")
+        assert site.wait_state("ann/stopped", "FAILED")["cause"] == "cancelled"
+        taken, _ = [json.loads(path.read_text()) for path in sorted((site.batch / "jobs").glob("*.json"))]
         assert taken["argv"][:9] == ["-n", "4", "-R", "span[hosts=1]", "-W", "90", "-q", "normal", "-x"]
 
 
@@ -99,9 +104,6 @@ def test_a_lost_job_is_tried_again_as_often_as_its_tree_says(tmp_path):
         told = site.wait_state("ann/twice", "FAILED", 90)
         assert (told["attempt"], told["cause"]) == ("2", "lost") and site.runs("ann/twice") == 0
         assert len(site.accepted()) == 4
-
-
-HOLD = "echo run >> runs.log; for _ in $(seq 2000); do [ -e go ] && break; sleep 0.05; done\n"
 
 
 def test_what_a_host_may_not_hold_yet_waits_in_the_mirror_and_says_why(tmp_path):
