@@ -101,6 +101,14 @@ class Agent:
         found, rest = self.ask_all("status", {job: _attempt(job) for job in jobs}, *([self.with_setup(query)] if query else []))
         return found, next((answer for answer in rest if answer.word == "query"), None)
 
+    def query(self, text):
+        """Return what shell text that asks the scheduler says: exit code and both streams. Raises Unreachable if that is not whole."""
+        said = parse(retry.network(self._call, "status", [self.with_setup(text)], "", BASE))
+        answer = next((answer for _, answer in said if answer.word == "query"), None)
+        if answer is None:
+            raise Unreachable(f"the agent on {self.far.name} did not tell what the scheduler said")
+        return answer.reply()
+
     # ---- how a call is made ----
 
     def with_setup(self, text):

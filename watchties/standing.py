@@ -33,22 +33,22 @@ def look(agent, scheduler, jobs):
         return {}
     ids = [str(job.fields["id"]) for job in jobs if job.fields.get("id")]
     answers, query = agent.status(jobs, scheduler.query_command(ids) if ids else "")
-    states, why = heard(scheduler, query)
-    return {job: judged(answer, str(job.fields.get("id") or ""), states, why) for job, answer in answers.items()}
+    entries, why = heard(scheduler, query, ids)
+    return {job: judged(answer, str(job.fields.get("id") or ""), entries, why) for job, answer in answers.items()}
 
 
-def heard(scheduler, query):
-    """Return ({id: state}, "") of a query that succeeded, else (None, why not)."""
+def heard(scheduler, query, ids):
+    """Return ({id: Entry}, "") of a query that succeeded, else (None, why not)."""
     if query is None:
         return None, "the scheduler was not asked"
     try:
-        return scheduler.parse_query(*query.reply()), ""
+        return scheduler.parse_query(*query.reply(), ids), ""
     except QueryFailed as error:
         return None, str(error)
 
 
-def judged(answer, number, states, why):
-    """Return the Standing of one job; `states` is None where the scheduler said nothing of use."""
+def judged(answer, number, entries, why):
+    """Return the Standing of one job; `entries` is None where the scheduler said nothing of use."""
     values = answer.values
     if answer.word == "exit":
         well = values.get("code") == "0" and not values.get("killed")
@@ -61,10 +61,10 @@ def judged(answer, number, states, why):
         return Standing("", "its processes are gone and left no exit file", gone=True, proven=True)
     if answer.word not in ("begun", "submitted"):
         return Standing("", answer.detail())
-    if states is None or not number:
+    if entries is None or not number:
         return Standing("", f"{answer.word}; {why or 'its number is not known'}")
-    if number in states:
-        return Standing("", states[number])
+    if number in entries:
+        return Standing("", entries[number].words)
     return Standing("", f"the scheduler does not know {number} any more, and there is no exit file", gone=True)
 
 

@@ -14,7 +14,7 @@ Must not know: a scheduler's words (schedulers/), rsync's options, the attempt's
 import time
 from datetime import UTC, datetime
 
-from watchties import batches, manifest, retry, schedulers, shell, transfer
+from watchties import batches, manifest, schedulers, shell, transfer
 from watchties.agent import Agent
 from watchties.errors import Unsafe
 from watchties.schedulers import NotNow, QueryFailed, Refused, Submitted
@@ -126,8 +126,7 @@ class Submission:
         """Return name -> id of those the scheduler knows; raise QueryFailed if it could not be asked."""
         found = {}
         for some in shell.chunks(list(names)):
-            command = self.agent.with_setup(self.scheduler.find_command(some))
-            found |= self.scheduler.parse_find(*retry.network(shell.far, self.agent.far, command))
+            found |= self.scheduler.parse_find(*self.agent.query(self.scheduler.find_command(some)), some)
         return {name: number for name, number in found.items() if name in names}
 
     def not_found_again(self, job):

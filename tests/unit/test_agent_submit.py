@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 from agent_kit import AGENT, HOSTILE, Agent, every_shell, killers, make_job, shims, wait_for, without
@@ -256,3 +257,43 @@ def test_where_there_is_no_bash_another_program_closes_them(tmp_path, helper):
     argv = [sys.executable, "-c", HOLD, tmp_path / "lock", "33", tmp_path / "dash", script, "version"]
     done = subprocess.run(argv, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
     assert done.stdout.startswith("agent") and done.stderr.split() and "33" not in done.stderr.split(), done.stderr
+
+
+@pytest.fixture(params=["timeout", "without"])
+def capper(request, agent, tmp_path):
+    """The agent on a host with timeout(1), and on one without it."""
+    if request.param == "without":
+        bin = tmp_path / "bin"
+        bin.mkdir()
+        for folder in "/usr/sbin", "/usr/bin", "/bin":
+            for tool in os.scandir(folder):
+                if tool.name != "timeout" and not (bin / tool.name).is_symlink():
+                    (bin / tool.name).symlink_to(tool.path)
+        agent.env["PATH"] = str(bin)
+    return agent
+
+
+@every_shell
+def test_a_command_that_hangs_is_killed_in_time_and_its_exit_code_is_known(capper):
+    """busybox has a timeout of its own, which nothing can hide from it."""
+    hangs, ends = "u/hangs", "u/ends"
+    capper.run("claim", "R1", lines=[[hangs, 1, "t1"], [ends, 1, "t2"]])
+    began = time.monotonic()
+    text = "capped 1 sh -c 'echo said; exec sleep 30'"
+    answers = capper.run("submit", "R1", lines=[[hangs, 1, "t1", text], [ends, 1, "t2", "echo given | capped 9 sh -c 'cat; exit 3'"]])
+    assert time.monotonic() - began < 9
+    assert [hangs, "replied"] in answers and ["", "x", "137"] in answers and ["", "o", "said"] in answers
+    assert answers[answers.index([ends, "replied"]) + 1 :] == [["", "x", "3"], ["", "o", "given"]]
+    answers = capper.run("status", "capped 1 sleep 30; echo $?")
+    assert answers[:2] == [["", "query", "0"], ["", "o", "137"]]
+
+
+@every_shell
+def test_what_starts_the_wrapper_is_whole_for_another_shell_whatever_the_job_is_called(agent):
+    agent.run("claim", "R1", lines=[[job, 1, "t1"] for job in HOSTILE])
+    text = 'eval "set -- $WT_WRAPPER"; shift; for word; do printf "<%s>\\n" "$word"; done; echo "$WT_SAID"'
+    answers = agent.run("submit", "R1", lines=[[job, 1, "t1", text] for job in HOSTILE])
+    for job in HOSTILE:
+        at = answers.index([job, "replied"])
+        words = ["<sh>", f"<{AGENT}>", "<wrapper>", f"<{agent.data / job}>", "<1>", "<t1>", ".watchties/1.t1/said"]
+        assert answers[at + 1 : at + 9] == [["", "x", "0"], *(["", "o", word] for word in words)]

@@ -15,13 +15,13 @@ from helpers import put, wait_for  # noqa: E402
 
 from watchties import schedulers  # noqa: E402
 from watchties.errors import UserError  # noqa: E402
-from watchties.schedulers import NotNow, QueryFailed, Refused, Submitted, Unknown  # noqa: E402
+from watchties.schedulers import Entry, NotNow, QueryFailed, Refused, Submitted, Unknown  # noqa: E402
 from watchties.schedulers import shell as plain  # noqa: E402
 
 PROTOCOL = {
     "submit_command": ["job", "resources", "options"], "parse_submit": ["code", "out", "err"],
-    "find_command": ["names"], "parse_find": ["code", "out", "err"],
-    "query_command": ["ids"], "parse_query": ["code", "out", "err"], "cancel_command": ["id", "name"],
+    "find_command": ["names"], "parse_find": ["code", "out", "err", "names"],
+    "query_command": ["ids"], "parse_query": ["code", "out", "err", "ids"], "cancel_command": ["id", "name"], "parse_said": ["text"],
 }  # fmt: skip
 SHELLS = [["dash"], ["bash"], ["busybox", "sh"]]
 
@@ -76,23 +76,23 @@ def test_a_wrapper_is_found_by_name_and_by_number(wrapper, shell):
     number, _ = start()
     name = schedulers.unique_name(token)
     text = plain.find_command([schedulers.unique_name("never-was"), name])
-    assert plain.parse_find(*sh(text, shell)) == {name: number}
-    assert plain.parse_query(*sh(plain.query_command([number, "999999999"]), shell)) == {number: "running"}
+    assert plain.parse_find(*sh(text, shell), [name]) == {name: number}
+    assert plain.parse_query(*sh(plain.query_command([number, "999999999"]), shell), [number, "999999999"]) == {number: Entry("running")}
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_looking_finds_neither_itself_nor_what_calls_it(shell):
-    token = secrets.token_hex(8)
+    token, me = secrets.token_hex(8), str(os.getpid())
     text = f"sh -c {plain.shlex.quote(plain.find_command([schedulers.unique_name(token)]))} wrapper; true"
-    assert plain.parse_find(*sh(text, shell)) == {}
-    assert plain.parse_query(*sh(plain.query_command([str(os.getpid())]) + "; true", shell)) in ({}, {str(os.getpid()): "running"})
+    assert plain.parse_find(*sh(text, shell), [schedulers.unique_name(token)]) == {}
+    assert plain.parse_query(*sh(plain.query_command([me]) + "; true", shell), [me]) in ({}, {me: Entry("running")})
 
 
 def test_a_token_with_characters_of_a_pattern_is_only_itself():
     name = schedulers.unique_name("a.b*c")
     process = subprocess.Popen(["sh", "-c", "sleep 60; true", "wrapper", "aXbbc"])
     try:
-        assert plain.parse_find(*sh(plain.find_command([name]))) == {}
+        assert plain.parse_find(*sh(plain.find_command([name])), [name]) == {}
     finally:
         process.kill()
         process.wait()
@@ -102,19 +102,19 @@ def test_a_token_with_characters_of_a_pattern_is_only_itself():
 @pytest.mark.parametrize("parse", [plain.parse_find, plain.parse_query])
 def test_an_answer_without_the_proof_that_it_looked_is_no_answer(parse, out):
     with pytest.raises(QueryFailed):
-        parse(0, out, "")
+        parse(0, out, "", ["1"])
 
 
 @pytest.mark.parametrize("parse", [plain.parse_find, plain.parse_query])
 def test_a_query_that_failed_is_no_answer(parse):
     with pytest.raises(QueryFailed, match="ended with 3.*no /proc"):
-        parse(3, "/proc/self/cmdline\n", "no /proc")
+        parse(3, "/proc/self/cmdline\n", "no /proc", ["1"])
 
 
 def test_without_grep_nothing_is_known(tmp_path):
     code, out, err = sh(plain.query_command(["1"]), ("/bin/sh",), PATH=str(tmp_path))
     with pytest.raises(QueryFailed, match="grep"):
-        plain.parse_query(code, out, err)
+        plain.parse_query(code, out, err, ["1"])
 
 
 def test_nothing_to_ask_is_no_question():

@@ -15,6 +15,7 @@ from watchties import agent, judge, manifest, standing, webstate  # noqa: E402
 from watchties.errors import Unsafe  # noqa: E402
 from watchties.hookkit import Job  # noqa: E402
 from watchties.manifest import DIRECTORY, LINK, Entry  # noqa: E402
+from watchties.schedulers import Entry as Told  # noqa: E402
 from watchties.schedulers import shell as scheduler  # noqa: E402
 
 PATHS = st.binary(min_size=1, max_size=20).map(lambda raw: raw.decode("utf-8", "surrogateescape"))
@@ -162,15 +163,15 @@ def judged(word, *details, states=None, number="7"):
 
 
 def test_the_exit_file_is_believed_before_the_scheduler():
-    assert judged("exit", "code=0", states={}).state == "DONE" and judged("exit", "code=3", states={"7": "RUN"}).state == "FAILED"
+    assert judged("exit", "code=0", states={}).state == "DONE" and judged("exit", "code=3", states={"7": Told("RUN")}).state == "FAILED"
     assert judged("exit", "code=0", "killed=1").state == "FAILED"
 
 
 def test_gone_is_proven_by_processes_or_said_by_a_query_that_succeeded():
     assert judged("begun", "alive=no").gone and judged("begun", "alive=no").proven
     assert judged("begun", "alive=unknown", states={}).gone and not judged("begun", "alive=unknown", states={}).proven
-    assert judged("submitted", states={}).gone and not judged("submitted", states={"7": "PEND"}).gone
-    assert judged("submitted", states={"7": "PEND"}).note == "PEND"
+    assert judged("submitted", states={}).gone and not judged("submitted", states={"7": Told("PEND")}).gone
+    assert judged("submitted", states={"7": Told("PEND")}).note == "PEND"
 
 
 @pytest.mark.parametrize("word", ["begun", "submitted", "none", "intent", "claimed", "error"])
@@ -181,7 +182,7 @@ def test_without_an_answer_nothing_changes(word):
 
 
 def test_a_query_that_failed_is_heard_as_such():
-    states, why = standing.heard(scheduler, agent.Answer("query", [], 255, [], ["timed out"]))
+    states, why = standing.heard(scheduler, agent.Answer("query", [], 255, [], ["timed out"]), ["7"])
     assert states is None and "timed out" in why
 
 

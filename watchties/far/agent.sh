@@ -33,7 +33,7 @@
 # state_rank, fenced, begun_is_one_name, cancel_waits. Tests take them out one by one.
 #
 # Functions are called by name through `each` and `every`, and eval sets variables, which shellcheck cannot see:
-# shellcheck disable=SC2329,SC2154,SC2034,SC2015
+# shellcheck disable=SC2329,SC2154,SC2034,SC2015,SC2089,SC2090
 
 AGENT_VERSION=1
 
@@ -713,6 +713,7 @@ do_submit() { # DATA RUN [SETUP]
 }
 
 submit_all() {
+    use_timeout
     while read_chunk 25; do
         each submit_intend
         must_be_durable
@@ -759,10 +760,56 @@ submit_run() {
     } >"$a/reply.new" || answer error "exit code $code, but cannot write in $a (disk full?)"
 }
 
+# use_timeout: set $has_timeout if timeout(1) is here: GNU and new busybox
+use_timeout() {
+    has_timeout=''
+    [ "$(timeout -s KILL 9 echo yes 2>/dev/null </dev/null)" != yes ] || has_timeout=1
+}
+
+# capped SECONDS COMMAND [ARGS]: its exit code; after so many seconds it is killed (137). For the command lines that we are
+# given: a scheduler whose controller is dead lets its commands hang, some for ever
+capped() {
+    if [ -n "$has_timeout" ]; then
+        timeout -s KILL "$@"
+        return
+    fi
+    seconds=$1
+    shift
+    { "$@" <&3 3<&- & } 3<&0 # or it would read from /dev/null, as it runs in the background
+    capped=$!
+    (
+        trap 'kill "$sleeper"; exit' TERM
+        sleep "$seconds" &
+        sleeper=$!
+        wait "$sleeper"
+        kill -KILL "$capped"
+    ) </dev/null >/dev/null 2>&1 &
+    guard=$!
+    wait "$capped"
+    code=$?
+    kill "$guard" 2>/dev/null
+    return "$code"
+}
+
+# quote TEXT: set $quoted, one word for a shell
+quote() {
+    quoted='' rest=$1
+    while :; do
+        case $rest in
+        *"'"*) quoted=$quoted${rest%%"'"*}"'\\''" rest=${rest#*"'"} ;;
+        *) quoted="'$quoted$rest'" && return ;;
+        esac
+    done
+}
+
 # run_here COMMANDLINE: run it in $dir with the WT_ variables; its exit code
 run_here() {
     (
         cd "$dir" || exit 126
+        quote "$agent"
+        WT_WRAPPER="exec sh $quoted wrapper"
+        quote "$dir"
+        export WT_WRAPPER="$WT_WRAPPER $quoted $attempt $token" WT_SAID=".watchties/$attempt.$token/said"
         export WT_AGENT="$agent" WT_JOB="$dir" WT_ATTEMPT="$attempt" WT_TOKEN="$token" WT_NAME="wt.$token" WT_ID="${f_id-}"
         IFS=$USUAL_IFS
         set +fu
@@ -1004,7 +1051,7 @@ wrapper_run() {
 wrapper_child() {
     IFS=$USUAL_IFS
     set +fu
-    unset WT_AGENT WT_JOB WT_ATTEMPT WT_TOKEN WT_NAME WT_ID
+    unset WT_AGENT WT_JOB WT_ATTEMPT WT_TOKEN WT_NAME WT_ID WT_WRAPPER WT_SAID
     if [ -d command ] || [ ! -e command ]; then
         printf 'watchties: there is no file "command" in %s\n' "$dir" >&2
         exit 127
@@ -1074,6 +1121,7 @@ wrapper_publish() {
 
 do_cancel() {
     use_data "$1"
+    use_timeout
     use_this_host
     while read_chunk 50; do
         each cancel_entomb
@@ -1224,6 +1272,7 @@ do_status() { # DATA [QUERY]
 
 # ask_scheduler QUERY: before any file is read, so that a job that ends in between is seen by its file
 ask_scheduler() {
+    use_timeout
     scratch=$(mktemp -d 2>/dev/null) || { scratch=$data/.watchties.query.$$ && mkdir "$scratch"; } || broken 73 "cannot write in $data"
     trap 'rm -rf "$scratch"' EXIT
     (

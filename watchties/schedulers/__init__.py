@@ -5,25 +5,36 @@ Must not know: any scheduler, any host, how a command is run.
 
 A scheduler module has, command and parser side by side, all pure, text in and text out:
 
-    submit_command(job, resources, options) -> shell text, run in the job's directory with WT_AGENT, WT_JOB, WT_ATTEMPT,
-                                               WT_TOKEN and WT_NAME (the unique name) set
-    parse_submit(code, out, err)            -> Submitted, Refused, NotNow or Unknown
-    find_command(names)                     -> shell text that looks for unique names; exit code 0 only if it could look
-    parse_find(code, out, err)              -> {name: id} of those found; raises QueryFailed
-    query_command(ids)                      -> shell text that asks for the states of ids, or "" if there is nothing to ask
-    parse_query(code, out, err)             -> {id: state in the scheduler's words}; raises QueryFailed
-    cancel_command(id, name)                -> shell text that asks it to end a job, or "" if the agent alone can do it
+    submit_command(job, resources, options)  -> shell text, run in the job's directory
+    parse_submit(code, out, err)             -> Submitted, Refused, NotNow or Unknown
+    find_command(names)                      -> shell text that looks for unique names, also among jobs that have ended
+    parse_find(code, out, err, names)        -> {name: id} of those found; raises QueryFailed
+    query_command(ids)                       -> shell text that asks how jobs stand, also ended ones; "" if there is nothing to ask
+    parse_query(code, out, err, ids)         -> {id: Entry}; an id that is not in it is not known there; raises QueryFailed
+    cancel_command(id, name)                 -> shell text that ends a job, by its name where id is ""; "" if the agent alone can do it
+    parse_said(text)                         -> Entry or None: what the scheduler wrote where the wrapper's own output goes ($WT_SAID)
+
+resources: {"cores": number, "memory": bytes, "walltime": seconds, "queue": word, "account": word}, None or missing where
+nothing is asked for. options: more words for the submit command, as the site gave them.
+
+All texts run inside the agent, after the host's `setup`, where `capped SECONDS COMMAND [ARGS]` runs a command for so long at
+most (then it is killed: exit code 137). Every call of a scheduler's command is capped: a dead controller may let it hang for ever.
+submit_command has these variables: WT_NAME, the unique name; WT_WRAPPER, shell text that starts the wrapper, for a script;
+WT_SAID, a path in the job's directory for what the scheduler has to say about the wrapper; WT_JOB, the job's directory.
 
 A query that failed, hung or was partial raises: an empty answer is never taken for "finished" (aiida #4326).
 """
 
 import importlib
 import pkgutil
+import re
+import shlex
 from dataclasses import dataclass
 
 from watchties.errors import Transient, UserError
 
-NAME = "wt."  # + token: the name an attempt has in its scheduler
+NAME = "wt."  # + token: the name an attempt has in its scheduler; 15 characters, the first a letter
+ASK, TELL = 20, 60  # seconds that a question, and a submission or a cancellation, may take
 
 
 class QueryFailed(Transient):
@@ -58,6 +69,21 @@ class Unknown:
     reason: str
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What a scheduler tells of one job.
+
+    words: in its own words, for people. ended: it says that the job does not run any more and never will. cause: why it
+    ended, if it says so: memory, time, node or cancelled (model.CAUSES), else "". name: the job's name there, "" where
+    the answer does not tell: an id may be another job's by now (submitit #1660).
+    """
+
+    words: str
+    ended: bool = False
+    cause: str = ""
+    name: str = ""
+
+
 def names():
     """Return the names of the schedulers there are."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
@@ -73,3 +99,45 @@ def get(name):
 def unique_name(token):
     """Return the name that an attempt has in its scheduler."""
     return NAME + token
+
+
+# ---- several commands in one text: what each of them said, with its own exit code ----
+
+
+def parts(commands):
+    """Return shell text that runs {label: command} one after the other and marks what each has said, on both streams."""
+    mark = "wt_code=$?; for wt_to in 1 2; do printf '\\nwt-part {} %d end\\n' \"$wt_code\" >&\"$wt_to\"; done"
+    return "; ".join(f"{command}; {mark.format(label)}" for label, command in commands.items())
+
+
+def parse_parts(out, err, labels):
+    """Return {label: (code, out, err)}; raise QueryFailed if a part is missing on either stream: the answer was cut off."""
+    heard = _split(out), _split(err)
+    for label in labels:
+        if any(label not in stream for stream in heard):
+            raise QueryFailed(f"the answer was cut off before the end of {label}: {failure_text(out, err)}")
+    return {label: (heard[0][label][0], heard[0][label][1], heard[1][label][1]) for label in labels}
+
+
+_MARK = re.compile(r"wt-part (\w+) (\d+) end")
+
+
+def _split(text):
+    """Return {label: (code, text)} of one stream."""
+    found, lines = {}, []
+    for line in text.split("\n"):
+        if match := _MARK.fullmatch(line):
+            found[match[1]], lines = (int(match[2]), "\n".join(lines).strip("\n")), []
+        else:
+            lines.append(line)
+    return found
+
+
+def failure_text(out, err):
+    """Return what a command said, standard error before standard output, in one line of its own words."""
+    return " ".join((err.strip() or out.strip() or "nothing said").split())
+
+
+def options_text(options):
+    """Return a site's own words for the submit command as shell text."""
+    return " ".join(shlex.quote(option) for option in options)

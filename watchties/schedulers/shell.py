@@ -16,7 +16,7 @@ Queues, limits and resources there are none: the daemon keeps to the host's `max
 import re
 import shlex
 
-from watchties.schedulers import NAME, NotNow, QueryFailed, Refused, Submitted, Unknown
+from watchties.schedulers import NAME, Entry, NotNow, QueryFailed, Refused, Submitted, Unknown
 
 WRAPPER = 'setsid sh "$WT_AGENT" wrapper "$WT_JOB" "$WT_ATTEMPT" "$WT_TOKEN"'
 LOOK = "grep -ls -e wrapper /proc/self/cmdline"  # finds itself: so it is known that it could look
@@ -54,7 +54,7 @@ def _ask(name):
     return f'{processes} | while read -r f; do grep -qs wrapper "$f" && echo {told} "$f"; done'
 
 
-def parse_find(code, out, err):
+def parse_find(code, out, err, names):
     """Return {name: id}; of a wrapper and its subshells the lowest number is taken. Raises QueryFailed."""
     found = {}
     for name, pid in re.findall(r"^(\S+) /proc/(\d+)/cmdline$", _looked(code, out, err), re.MULTILINE):
@@ -68,9 +68,9 @@ def query_command(ids):
     return f"{' '.join([LOOK, *files])}; exit 0" if files else ""
 
 
-def parse_query(code, out, err):
-    """Return {id: "running"} for those that run; raise QueryFailed."""
-    return dict.fromkeys(re.findall(r"^/proc/(\d+)/cmdline$", _looked(code, out, err), re.MULTILINE), "running")
+def parse_query(code, out, err, ids):
+    """Return {id: Entry} for those that run; raise QueryFailed."""
+    return dict.fromkeys(re.findall(r"^/proc/(\d+)/cmdline$", _looked(code, out, err), re.MULTILINE), Entry("running"))
 
 
 def _looked(code, out, err):
@@ -82,3 +82,8 @@ def _looked(code, out, err):
 def cancel_command(id, name):
     """Return "": the agent ends the wrapper's session by itself."""
     return ""
+
+
+def parse_said(text):
+    """Return None: nobody but the job itself writes here."""
+    return None
