@@ -769,7 +769,8 @@ fenced() {
 # submit_begin JOB ATTEMPT TOKEN COMMANDLINE: an orphan may hold this run no longer
 submit_begin() {
     attempt_directory "$@"
-    [ -e "$a/intent.$run" ] || answer refused "another run has taken it over"
+    [ -e "$a/intent.$run" ] || { answer refused "another run has taken it over" && return; }
+    [ ! -e "$a/out" ] || rm -f "$a/out" "$a/err" "$a/reply.new" # of a submit that was cut off
 }
 
 # submit_run JOB ATTEMPT TOKEN COMMANDLINE: what the scheduler says, whole, under a hidden name. One failure that was long in
@@ -1358,7 +1359,7 @@ status_tell() { # JOB ATTEMPT TOKEN
     printf '%s\n' "$job$TAB$state${text:+$TAB$text}${alive:+${TAB}alive=$alive}"
     case $state$text in
     exitcode=0*) ;;
-    exit* | begun* | submitted*) [ ! -s "$a/said" ] || tail -n 20 "$a/said" | mark_lines e ;; # why, in the scheduler's words
+    exit* | begun* | submitted*) [ ! -s "$a/said" ] || tail -n 20 "$a/said" | mark_lines "${TAB}e" ;; # why, in the scheduler's words
     esac
 }
 
