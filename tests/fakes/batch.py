@@ -15,6 +15,7 @@ tests/data/lsf) or the manual's, as marked.
     hang     say that the daemon does not answer, and wait (LSF recorded)
     partial  leave out every second row                        none    exit code 0 and nothing said, whatever there is
     forget   know the job no longer: it was taken, and is lost
+    memory   kill the job once it has begun, and report so (LSF; manual)
 """
 
 import fcntl
@@ -106,7 +107,7 @@ def submit(command, argv):
         (STATE / "jobs").mkdir(exist_ok=True)
         number = str(101 + len(list((STATE / "jobs").glob("*.json"))))
         job = {"id": number, "name": given[{"bsub": "-J", "qsub": "-N"}[command]], "argv": argv, "state": "RUN", "code": None, "pid": 0,
-               "output": given.get("-o", "/dev/null"), "lost": kind == "forget"}  # fmt: skip
+               "output": given.get("-o", "/dev/null"), "kind": kind, "lost": kind == "forget"}  # fmt: skip
         with open(STATE / "log", "a") as log:
             log.write(f"{command} {number} {job['name']} {kind}\n")
         write(job)
@@ -132,9 +133,20 @@ def start(command, job, script):
             os.dup2((nothing if fd == 0 else out).fileno(), fd)
         child = subprocess.Popen(["sh", path], env=os.environ | dict([variable]), start_new_session=True)
         note(job["id"], pid=child.pid)
+        if job["kind"] == "memory":
+            over_memory(child, Path(job["output"]))
         code = child.wait()
     note(job["id"], state="DONE" if code == 0 else "EXIT", code=code if code >= 0 else 128 - code)
     os._exit(0)
+
+
+def over_memory(child, output):
+    """Kill a job as soon as it has begun, so that it leaves no word, and write what LSF reports of such a job."""
+    while not (output.parent / "begun").exists():
+        time.sleep(0.02)
+    os.killpg(child.pid, signal.SIGKILL)
+    with open(output, "a") as report:
+        report.write("\nTERM_MEMLIMIT: job killed after reaching LSF memory usage limit.\nExited with exit code 137.\n")
 
 
 def note(number, **change):

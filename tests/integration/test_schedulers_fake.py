@@ -25,7 +25,7 @@ class FakeSite(Site):
         (self.batch / "faults").mkdir(parents=True)
         setup = f"export PATH='{FAKES}:{Path(sys.executable).parent}':$PATH FAKE_BATCH='{self.batch}'"
         text = f'scheduler = "{scheduler}"\nsetup = """{setup}"""\npoll = "1s"\n{more}'
-        retry = 'retry = { first = "1s", maximum = "2s", give_up_after = "3d" }\n'
+        retry = 'retry = { first = "0.3s", maximum = "1s", give_up_after = "3d" }\n'
         super().__init__(base, change=lambda all_: then(all_.replace('scheduler = "shell"', text)), daemon=daemon,
                          edit=lambda rules: re.sub(r'name = "(submit|poll)"\n', r"\g<0>" + retry, rules), **how)  # fmt: skip
 
@@ -104,6 +104,10 @@ def test_a_lost_job_is_tried_again_as_often_as_its_tree_says(tmp_path):
         told = site.wait_state("ann/twice", "FAILED", 90)
         assert (told["attempt"], told["cause"]) == ("2", "lost") and site.runs("ann/twice") == 0
         assert len(site.accepted()) == 4
+        site.fail("bsub", "memory")
+        site.drop("ann/fat", HOLD)
+        told = site.wait_state("ann/fat", "FAILED", 90)  # killed outright: no exit code, but it is known why
+        assert (told["attempt"], told["cause"]) == ("1", "memory") and "TERM_MEMLIMIT" in told["reason"]
 
 
 def test_what_a_host_may_not_hold_yet_waits_in_the_mirror_and_says_why(tmp_path):
