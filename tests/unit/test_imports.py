@@ -6,7 +6,8 @@ import sys
 import pytest
 
 DAEMON = ["daemon", "engine", "dispatch", "watch", "relays", "lanes", "runner", "runs", "journal", "record", "markers", "decide", "teller"]
-HOOKS = ["hookkit", "transfer", "agent", "submission", "manifest", "judge", "schedulers.shell", "mail", "letter", "retry", "shell"]
+HOOKS = ["hookkit", "transfer", "agent", "submission", "manifest", "judge", "resources", "standing", "mail", "letter", "retry", "shell",
+         "schedulers.shell", "schedulers.lsf", "schedulers.pbs"]  # fmt: skip
 PURE = ["model", "errors", "decide", "outcomes"]
 
 

@@ -136,7 +136,8 @@ def parse_query(code, out, err, ids):
 def _rows(code, out, err):
     """Return (whether it said that there is no job at all, rows, ids said to be unknown) of one bjobs; raise QueryFailed.
 
-    Lines before the first row may be a site's own. No row and exit code 0 is no answer: bjobs has a sentence for "none".
+    Lines before the first row may be a site's own. What is neither in a row nor said not to be there is not known: bjobs has a
+    sentence for "none", and says it with exit code 255.
     """
     rows, said = [], [line.strip() for line in err.splitlines() if line.strip()]
     for line in out.splitlines():
@@ -145,7 +146,7 @@ def _rows(code, out, err):
         elif rows and line.strip() or "^" in line:
             raise QueryFailed(f"bjobs gave a row that is none: {line.strip()}")
     none, unknown = any(line in NOTHING for line in said), [match[1] for line in said if (match := UNKNOWN.fullmatch(line))]
-    whole = code == 0 and rows or code == 255 and said and all(line in NOTHING or UNKNOWN.fullmatch(line) for line in said)
+    whole = code == 0 or code == 255 and said and all(line in NOTHING or UNKNOWN.fullmatch(line) for line in said)
     if not whole:
         raise QueryFailed(f"bjobs ended with {code}: {failure_text(out, err)}")
     return none, rows, unknown
