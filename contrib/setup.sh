@@ -7,6 +7,7 @@ log=$(mktemp) && trap 'rm -f "$log"' EXIT
 
 missing='' ours=''
 need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing="$missing $2"; }
+also() { missing="$missing $1"; }
 need rsync rsync
 need flock util-linux
 need setsid util-linux
@@ -32,7 +33,7 @@ if [ "$(id -u)" = 0 ]; then # hosts in network namespaces, for tests/e2e: nobody
     need sge_qmaster gridengine-master
     need sge_execd gridengine-exec
     need qsub gridengine-client
-    ls /usr/lib/*/slurm-wlm/accounting_storage_mysql.so >/dev/null 2>&1 || missing="$missing slurm-wlm-mysql-plugin"
+    ls /usr/lib/*/slurm-wlm/accounting_storage_mysql.so >/dev/null 2>&1 || also slurm-wlm-mysql-plugin
 fi
 
 python=

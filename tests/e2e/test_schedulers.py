@@ -24,7 +24,7 @@ SLEEP = "echo run >>runs.log\nexec sleep 300\n"
 # The scheduler has accepted and nobody hears of it: its answer is kept, and agent and ssh session end without a word.
 CUTTER = """#!/bin/sh
 if [ -e "$HOME/cut" ] && mv "$HOME/cut" "$HOME/cut.$$" 2>/dev/null; then
-    said=$({real} "$@") || exit
+    said=$({real} "$@") || {{ code=$?; mv "$HOME/cut.$$" "$HOME/cut"; exit $code; }}
     echo "$said $WT_NAME" >>"$HOME/taken"
     p=$PPID all=
     while [ "$p" -gt 1 ]; do
