@@ -9,6 +9,9 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from watchties import standing  # noqa: E402
+from watchties.agent import Answer  # noqa: E402
+from watchties.hookkit import Job  # noqa: E402
 from watchties.schedulers import Entry, NotNow, QueryFailed, Refused, Submitted, Unknown, sge, slurm  # noqa: E402
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -129,6 +132,54 @@ def test_grid_engines_states():
 def test_without_the_master_nothing_is_known():
     with pytest.raises(QueryFailed, match="qstat ended with 1: .*Connection refused"):
         query("sge", "query-no-master")
+
+
+def job(id="2", token="long"):
+    return Job("main", "u/e", "/nowhere", token=token, fields={"id": id})
+
+
+def test_a_number_that_another_job_has_now_is_not_believed():
+    """submitit #1660"""
+    entries = query("slurm", "query")
+    assert set(standing.own(job(token="long"), entries)) == {"2"} and standing.own(job(token="none"), entries) == {}
+    assert standing.own(job(), None) is None
+
+
+def test_memory_is_believed_before_any_other_cause():
+    said = Answer("begun", ["alive=no"], err=["slurmstepd-n: error: StepId=4.batch exceeded memory limit (2 > 1), being killed"])
+    assert standing.why_ended(slurm, job("4", "memory"), said, query("slurm", "query")).cause == "memory"
+    cancelled = {"2": Entry("CANCELLED", True, "cancelled", "wt.long")}
+    assert standing.why_ended(slurm, job(), said, cancelled).cause == "memory"
+    assert standing.why_ended(slurm, job(), Answer("begun", []), cancelled).words == "CANCELLED"
+    assert standing.why_ended(slurm, job(), Answer("begun", []), None) is None
+
+
+def test_what_the_scheduler_has_ended_is_gone_and_what_never_began_waits():
+    ended, runs = {"2": Entry("TIMEOUT", True, "time", "wt.long")}, {"2": Entry("RUNNING", name="wt.long")}
+    elsewhere = Answer("begun", ["alive=unknown"])
+    assert standing.judged(elsewhere, "2", ended, "").gone and not standing.judged(elsewhere, "2", ended, "").waits
+    assert standing.judged(Answer("submitted", []), "2", ended, "").waits and standing.judged(Answer("submitted", []), "2", {}, "").waits
+    assert not standing.judged(elsewhere, "2", runs, "").gone and not standing.judged(elsewhere, "2", None, "asked in vain").gone
+
+
+class FarAgent:
+    """What the agent and its query answered."""
+
+    def __init__(self, answer, said):
+        self.answer, self.said = answer, said
+
+    def status(self, jobs, query):
+        code, out, err = self.said
+        return dict.fromkeys(jobs, self.answer), Answer("query", [], code, out.split("\n"), err.split("\n"))
+
+
+def test_a_killed_wrapper_on_another_host_is_proven_ended_by_the_scheduler_alone():
+    gone, asked = Answer("begun", ["host=node2 alive=unknown"]), [job()]
+    for said, proven in ("query-cancelled", True), ("query", False), ("query-no-controller", False):
+        found = standing.killed_elsewhere(FarAgent(gone, recorded("slurm", said)), slurm, asked)
+        assert bool(found) is proven, said
+    seen_from_here = Answer("begun", ["host=elgato alive=yes"])
+    assert not standing.killed_elsewhere(FarAgent(seen_from_here, recorded("slurm", "query-cancelled")), slurm, asked)
 
 
 QUERIES = [("slurm", "query"), ("slurm", "query-with-unknown"), ("slurm-accounting", "query-with-unknown"), ("sge", "query")]
