@@ -84,8 +84,7 @@ def record_sge(lab, folder):
     ask.ask("cancel-unknown", sge.cancel_command("99", "wt.never"))
     time.sleep(5)
     ask.ask("query-cancelled", sge.query_command(["2"]))
-    lab.on("sge", ["pkill", "-x", "sge_qmaster"])
-    time.sleep(2)
+    lab.on("sge", ["pkill", "-KILL", "-x", "sge_qmaster"])
     ask.submit(sge, "submit-no-master", "wt.down")
     ask.ask("query-no-master", sge.query_command(["2"]))
 

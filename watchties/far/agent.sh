@@ -716,11 +716,13 @@ submit_all() {
     use_timeout
     slow=$data/.watchties.slow.$$
     while read_chunk 100; do
-        each submit_intend
+        each submit_check
+        together submit_intend
         must_be_durable
         each submit_begin
-        submit_together
+        together submit_run
         must_be_durable
+        together submit_rename
         each submit_reply
         must_be_durable
         remove_garbage
@@ -729,25 +731,26 @@ submit_all() {
     rm -f "$slow"
 }
 
-# submit_together: four commands at work at once; most of a submission is waiting for the scheduler
-submit_together() {
-    workers=''
+# together FUNCTION: as `each`, by four workers at once, who can set no answer: most of a submission is waiting for the
+# scheduler, and most of the rest is starting processes
+together() {
+    function=$1 workers=''
     for worker in 0 1 2 3; do
         [ "$worker" -lt "$n" ] || break
-        each submit_by_turn &
+        each by_turn &
         workers=$workers$!$TAB
     done
     # shellcheck disable=SC2086
     wait $workers
 }
 
-# submit_by_turn JOB ATTEMPT TOKEN COMMANDLINE: every fourth line is this worker's
-submit_by_turn() {
-    [ $(((i - 1) % 4)) -ne "$worker" ] || submit_run "$@"
+# by_turn JOB ATTEMPT TOKEN COMMANDLINE: every fourth line is this worker's
+by_turn() {
+    [ $(((i - 1) % 4)) -ne "$worker" ] || "$function" "$@"
 }
 
-# submit_intend JOB ATTEMPT TOKEN COMMANDLINE: the intent stands, durably, before the scheduler hears anything
-submit_intend() {
+# submit_check JOB ATTEMPT TOKEN COMMANDLINE: what needs no submission, or may have none
+submit_check() {
     attempt_directory "$@" || { answer error "$why" && return; }
     [ $# -ge 4 ] || { answer error "no command line" && return; }
     if [ -f "$a/reply" ]; then
@@ -757,7 +760,7 @@ submit_intend() {
     elif [ -e "$a/begun" ]; then
         answer refused "it has begun already"
     elif [ ! -e "$a/intent.$run" ]; then
-        fenced && eval "fresh_$i=1" || answer refused "this run holds no claim"
+        eval "fresh_$i=1"
     fi
 }
 
@@ -766,10 +769,16 @@ fenced() {
     mv -f "$a/claim.$run" "$a/intent.$run" 2>/dev/null
 }
 
-# submit_begin JOB ATTEMPT TOKEN COMMANDLINE: an orphan may hold this run no longer
+# submit_intend JOB ATTEMPT TOKEN COMMANDLINE: the intent stands, durably, before the scheduler hears anything
+submit_intend() {
+    attempt_directory "$@"
+    [ -z "$fresh" ] || fenced
+}
+
+# submit_begin JOB ATTEMPT TOKEN COMMANDLINE: without an intent nothing is begun; an orphan may hold this run no longer
 submit_begin() {
     attempt_directory "$@"
-    [ -e "$a/intent.$run" ] || { answer refused "another run has taken it over" && return; }
+    [ -e "$a/intent.$run" ] || { answer refused "this run holds no claim" && return; }
     [ ! -e "$a/out" ] || rm -f "$a/out" "$a/err" "$a/reply.new" # of a submit that was cut off
 }
 
@@ -858,15 +867,20 @@ mark_lines() {
     done
 }
 
+submit_rename() {
+    attempt_directory "$@"
+    [ ! -e "$a/reply.new" ] || mv -f "$a/reply.new" "$a/reply"
+}
+
 # submit_reply JOB ATTEMPT TOKEN COMMANDLINE: the reply stands; what was not tried is a claim again, if this call has made it an intent
 submit_reply() {
     attempt_directory "$@"
-    if [ ! -e "$a/reply.new" ] && [ -e "$slow" ] && [ ! -e "$a/out" ]; then
+    if [ ! -e "$a/reply" ] && [ -e "$slow" ] && [ ! -e "$a/out" ]; then
         [ -z "$fresh" ] || mv -f "$a/intent.$run" "$a/claim.$run" 2>/dev/null
         answer later "the scheduler was slow to fail, and was not asked again"
         return
     fi
-    mv -f "$a/reply.new" "$a/reply" 2>/dev/null || { answer error "cannot write in $a (disk full?)" && return; }
+    [ -f "$a/reply" ] || { answer error "cannot write in $a (disk full?)" && return; }
     garbage=$garbage$a/out$NL$a/err$NL
     answer replied
 }
