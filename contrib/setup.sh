@@ -5,9 +5,10 @@ set -eu
 venv=$1
 log=$(mktemp) && trap 'rm -f "$log"' EXIT
 
-missing=
+missing='' ours=''
 need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing="$missing $2"; }
 need_file() { [ -e "$1" ] || missing="$missing $2"; }
+also() { missing="$missing $1"; }
 need rsync rsync
 need flock util-linux
 need setsid util-linux
@@ -31,6 +32,18 @@ if [ "$(id -u)" = 0 ]; then # hosts in network namespaces, for tests/e2e: nobody
     need systemctl systemd # a systemd of a user's own in a host
     need dbus-daemon dbus
     need_file /usr/lib/systemd/user/dbus.socket dbus-user-session
+    need mksh mksh # one more shell for agent.sh
+    # schedulers, which run inside those hosts; nothing of theirs starts here, see below
+    need slurmctld slurmctld
+    need slurmd slurmd
+    need sbatch slurm-client
+    need munged munge
+    need slurmdbd slurmdbd
+    need mariadbd mariadb-server
+    need sge_qmaster gridengine-master
+    need sge_execd gridengine-exec
+    need qsub gridengine-client
+    ls /usr/lib/*/slurm-wlm/accounting_storage_mysql.so >/dev/null 2>&1 || also slurm-wlm-mysql-plugin
 fi
 
 python=
@@ -45,6 +58,14 @@ if [ -n "$missing" ]; then
     [ "$(id -u)" = 0 ] || sudo='sudo -n'
     if command -v apt-get >/dev/null 2>&1 && { [ -z "$sudo" ] || sudo -n true 2>/dev/null; }; then
         echo "installing with apt-get:$missing"
+        # no daemon is to start because it was installed (invoke-rc.d(8))
+        policy=/usr/sbin/policy-rc.d
+        if [ -z "$sudo" ] && [ ! -e "$policy" ]; then
+            trap 'rm -f "$log" "$ours"' EXIT
+            ours=$policy
+            printf '#!/bin/sh\nexit 101\n' >"$policy"
+            chmod 755 "$policy"
+        fi
         # shellcheck disable=SC2086  # a list of words
         { $sudo apt-get update -qq &&
           $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
@@ -58,6 +79,7 @@ if [ -n "$missing" ]; then
         exit 1
     fi
     [ -n "$python" ] || python=python3
+    [ -z "$ours" ] || rm -f "$ours"
 fi
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "setup: Python 3.11 or newer is needed; $("$python" --version) was found" >&2

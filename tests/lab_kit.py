@@ -49,15 +49,18 @@ def readable():
 
 
 class Lab:
-    """The four hosts, all they have being below one folder."""
+    """Hosts, all they have being below one folder. shared: host -> the host whose /home is its home, too."""
 
-    def __init__(self, folder):
-        self.folder = Path(folder).resolve()
+    def __init__(self, folder, hosts=HOSTS, shared={}):
+        self.folder, self.hosts = Path(folder).resolve(), hosts
+        for host, other in shared.items():
+            (self.folder / host).mkdir(parents=True)
+            (self.folder / host / "home").symlink_to(f"../{other}/home")
         self._delay = None
 
     def up(self):
         """Switch all hosts on, with the keys and known hosts of webapp on v11; again, if they are on."""
-        self._script("hosts.sh", "up", HOSTS=" ".join(HOSTS))
+        self._script("hosts.sh", "up", HOSTS=" ".join(self.hosts))
         for name, source, mode in ("id_ed25519", "id", 0o600), ("known_hosts", "known_hosts", 0o644):
             target = self.home("v11", "webapp") / ".ssh" / name
             shutil.copy(self.folder / source, target)
@@ -111,7 +114,7 @@ class Lab:
             self._delay = None
         if ms:
             pid = (self.folder / "lan.pid").read_text().split()[0]
-            argv = ["nsenter", f"--net=/proc/{pid}/ns/net", sys.executable, SCRIPTS / "delay.py", str(ms), *(hosts or HOSTS)]
+            argv = ["nsenter", f"--net=/proc/{pid}/ns/net", sys.executable, SCRIPTS / "delay.py", str(ms), *(hosts or self.hosts)]
             self._delay = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=self._environment())
             assert self._delay.stdout.readline() == "up\n", "the delay does not come up"
 
@@ -130,6 +133,13 @@ class Lab:
     def start_host(self, host):
         """Switch a host on again: disks are as they were, but for its /etc, /var and /run."""
         self._script("hosts.sh", "start", host)
+
+    def inside(self, host, script, *words, **variables):
+        """Run a script of the lab as root inside a host, which may not see this checkout; return what it printed."""
+        assigned = [f"{key}={value}" for key, value in variables.items()]
+        done = self.on(host, ["env", *assigned, "bash", "-s", "--", *words], input=(SCRIPTS / script).read_text(), check=False)
+        assert done.returncode == 0, f"{script} {' '.join(words)} on {host}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout
 
     def _script(self, name, *words, **more):
         more["READABLE"] = "\n".join(readable())

@@ -145,7 +145,9 @@ class Agent:
             return Unreachable(f"host {name}: {said}; is its disk mounted?")
         if code == AGAIN or code in NOT_WRITABLE:
             return NotNow(f"host {name} asks to come back later: {said}")
-        return CommandFailed(["agent.sh", command], code, out, err, f"on {name}")
+        failure = CommandFailed(["agent.sh", command], code, out, err, f"on {name}")
+        print("\n".join(failure.details()))
+        return Unreachable(f"host {name}: {failure}")  # killed, or broken: what befalls it as a whole costs no job its attempt
 
     def _matched(self, command, rows, answers):
         by_name = {job.job: job for job in rows}

@@ -70,16 +70,19 @@ def head(path):
 # ---- results ----
 
 
-def results(job_dir, made, left, success):
+def results(job_dir, made, left, success, why=None):
     """Return state, exit, cause, reason and times of an attempt that has ended.
 
     made: what it made, path -> Entry; only that is evidence, for an earlier attempt's files may still lie about.
-    left: the fields of the agent's exit file, {} if the attempt was lost. success: the tree's table.
+    left: the fields of the agent's exit file, {} if the attempt was lost. success: the tree's table. why: the Entry in
+    which the scheduler tells that it has ended the job, and why: then not the job's own exit code is the cause.
     """
     times = {key: left[key] for key in ("began", "ended", "seconds") if left.get(key)}
     code = left.get("code", "")
     if left.get("killed"):
         return {"state": FAILED, "exit": code, "cause": "cancelled", "reason": "it was stopped"} | times
+    if code != "0" and why and why.cause:
+        return {"state": FAILED, "exit": code, "cause": why.cause, "reason": f"the scheduler says {why.words}"} | times
     if code != "0":
         return {"state": FAILED, "exit": code, "cause": "exit", "reason": how_it_ended(job_dir, made, left)} | times
     reason = next(not_met(made, success), "")

@@ -7,7 +7,7 @@ Must not know: any scheduler's words, or how long to wait before a job that is g
     exit               it has ended; believed before everything else
     begun, alive       it runs, or its session is proven empty on its own host: gone
     begun elsewhere    the scheduler is asked; gone only if a query that succeeded does not know it
-    submitted          the same
+    submitted          the same; given up only when a tombstone keeps it from beginning later
     anything else      nothing is known, nothing changes: an empty answer is never "finished"
 """
 
@@ -15,26 +15,41 @@ from datetime import datetime
 from typing import NamedTuple
 
 from watchties.model import DONE, FAILED
-from watchties.schedulers import QueryFailed
+from watchties.schedulers import QueryFailed, unique_name
 
 
 class Standing(NamedTuple):
-    """state: DONE, FAILED or "". note: for people. gone: nothing of it is seen. proven: nothing of it can be there."""
+    """state: DONE, FAILED or "". note: for people. gone: nothing of it is seen. proven: nothing of it can be there.
+
+    waits: it has not begun, so that it must be kept from beginning later before it is given up. cause: why the scheduler has ended
+    what is gone, if it says so."""
 
     state: str = ""
     note: str = ""
     gone: bool = False
     proven: bool = False
+    waits: bool = False
+    cause: str = ""
+
+
+def ask(agent, scheduler, jobs, asked=None):
+    """Return (job -> Answer, {id: Entry} or None, why not), from one call of the agent, which runs one query of the scheduler.
+
+    asked: the jobs that the scheduler is asked about, if not all.
+    """
+    ids = [str(job.fields["id"]) for job in (jobs if asked is None else asked) if job.fields.get("id")]
+    answers, query = agent.status(jobs, scheduler.query_command(ids) if ids else "")
+    return answers, *heard(scheduler, query, ids)
 
 
 def look(agent, scheduler, jobs):
-    """Return job -> Standing, from one call of the agent, which runs one query of the scheduler."""
+    """Return job -> Standing."""
     if not jobs:
         return {}
-    ids = [str(job.fields["id"]) for job in jobs if job.fields.get("id")]
-    answers, query = agent.status(jobs, scheduler.query_command(ids) if ids else "")
-    entries, why = heard(scheduler, query, ids)
-    return {job: judged(answer, str(job.fields.get("id") or ""), entries, why) for job, answer in answers.items()}
+    answers, entries, why = ask(agent, scheduler, jobs)
+    found = {job: judged(answer, str(job.fields.get("id") or ""), own(job, entries), why) for job, answer in answers.items()}
+    ended = {job: why_ended(scheduler, job, answers[job], entries) for job, seen in found.items() if seen.gone}
+    return {job: seen._replace(cause=ended[job].cause) if ended.get(job) else seen for job, seen in found.items()}
 
 
 def heard(scheduler, query, ids):
@@ -45,6 +60,37 @@ def heard(scheduler, query, ids):
         return scheduler.parse_query(*query.reply(), ids), ""
     except QueryFailed as error:
         return None, str(error)
+
+
+def own(job, entries):
+    """Return the entries without those that have another name than this job: its number is another one's by now."""
+    if entries is None:
+        return None
+    return {id: entry for id, entry in entries.items() if entry.name in ("", unique_name(job.token))}
+
+
+def why_ended(scheduler, job, answer, entries):
+    """Return the Entry that tells best why an attempt ended, or None.
+
+    Over its memory comes first from what the scheduler wrote beside the job's output: its own state may be FAILED alone.
+    """
+    entry = (own(job, entries) or {}).get(str(job.fields.get("id") or ""))
+    said = scheduler.parse_said("\n".join(answer.err))
+    told = [found for found in (said, entry) if found and found.cause]
+    return next((found for found in told if found.cause == "memory"), told[-1] if told else entry)
+
+
+def killed_elsewhere(agent, scheduler, jobs):
+    """Return those of the jobs that the scheduler says to have ended, on a host that the agent cannot see.
+
+    It may have killed the wrapper outright, so that no exit file will ever tell. A node that failed is no proof: the job may run on.
+    """
+    if not jobs:
+        return []
+    answers, entries, _ = ask(agent, scheduler, jobs)
+    hidden = [job for job in jobs if answers[job].word == "begun" and answers[job].values.get("alive") == "unknown"]
+    found = {job: (own(job, entries) or {}).get(str(job.fields.get("id") or "")) for job in hidden}
+    return [job for job, entry in found.items() if entry and entry.ended and entry.cause != "node"]
 
 
 def judged(answer, number, entries, why):
@@ -61,11 +107,14 @@ def judged(answer, number, entries, why):
         return Standing("", "its processes are gone and left no exit file", gone=True, proven=True)
     if answer.word not in ("begun", "submitted"):
         return Standing("", answer.detail())
+    waits = answer.word == "submitted"
     if entries is None or not number:
         return Standing("", f"{answer.word}; {why or 'its number is not known'}")
-    if number in entries:
-        return Standing("", entries[number].words)
-    return Standing("", f"the scheduler does not know {number} any more, and there is no exit file", gone=True)
+    entry = entries.get(number)
+    if entry and not entry.ended:
+        return Standing("", entry.words)
+    words = f"the scheduler says {entry.words}" if entry else f"the scheduler does not know {number} any more"
+    return Standing("", f"{words}, and there is no exit file", gone=True, waits=waits)
 
 
 def seconds(when):

@@ -51,6 +51,7 @@ class Submission:
         self.unknown = {}  # job -> why it has to be asked by name
         self.replied = set()  # jobs whose claim came with a stored reply
         self.cut = []  # jobs that were claimed before: an earlier run was cut off, maybe while the inputs travelled
+        self.refused = {}  # job -> why, of those the scheduler will never take as they are
         self.useless = []  # jobs whose stored reply is no submission: it must not be given again
 
     def carry_out(self, jobs):
@@ -61,6 +62,7 @@ class Submission:
         fresh = [job for job in jobs if claims[job].word in ("new", "held")]
         self.submit(self.bring_inputs(fresh))
         self.submit(self.begun_anew(self.ask_by_name()))
+        self.reject()
         self.agent.forget_reply(self.useless)
         for job, why in self.unknown.items():
             self.run.retry(job, f"not known whether it was submitted: {why}")
@@ -119,12 +121,24 @@ class Submission:
         if isinstance(said, Submitted):
             self.submitted(job, said.id)
         elif isinstance(said, Refused):
-            self.run.failed(job, said.reason, cause="rejected")
+            self.refused[job] = said.reason
         elif isinstance(said, NotNow):
             self.useless.append(job)
             self.run.retry(job, f"{self.run.host} takes no more for now: {said.reason}")
         else:
             self.unknown[job] = said.reason
+
+    def reject(self):
+        """Fail the refused jobs, each when it is certain that nothing of it will ever begin.
+
+        sbatch may refuse and leave a job of that name (BadConstraints, seen in 22.05).
+        """
+        commands = {job: self.scheduler.cancel_command("", schedulers.unique_name(job.token)) for job in self.refused}
+        for job, answer in self.agent.cancel(commands).items():
+            if answer.word == "none":
+                self.run.failed(job, self.refused[job], cause="rejected")
+            else:
+                self.run.retry(job, f"refused ({self.refused[job]}), and yet: {answer.detail()}")
 
     def submitted(self, job, number):
         self.run.done(job, id=number, submitted=datetime.now(UTC).isoformat(timespec="seconds"))

@@ -3,7 +3,7 @@
     bench.py                 all figures (some minutes)
     bench.py --quick         smaller, to see whether it works; the figures say little
     bench.py --full          5,000 jobs as well, and more rounds
-    bench.py --only jobs     one of: trigger, finished, jobs, growth
+    bench.py --only jobs     one of: trigger, finished, jobs, growth, schedulers (as root)
 
 Knows: which measurements there are, and what was promised of each.
 Must not know: how anything is measured.
@@ -24,10 +24,12 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import figures  # noqa: E402  (found by the path above, as site_kit is)
 import finished  # noqa: E402
+import submissions  # noqa: E402
 import throughput  # noqa: E402
 import trigger  # noqa: E402
 
-PARTS = {"trigger": trigger.measure, "finished": finished.measure, "jobs": throughput.measure, "growth": throughput.measure_growth}
+PARTS = {"trigger": trigger.measure, "finished": finished.measure, "jobs": throughput.measure, "growth": throughput.measure_growth,
+         "schedulers": submissions.measure}  # fmt: skip
 
 
 class Size:

@@ -11,10 +11,11 @@ tests/data/lsf) or the manual's, as marked.
 
     drop     accept the job, then die before the answer        255     fail once with exit code 255 and nothing said
     empty    accept the job, exit code 0, nothing said         banner  a line of the site before the answer
-    quota    refuse for now (manual)                           queue   refuse for good, as no such queue is there (LSF recorded, PBS manual)
+    quota    refuse for now (manual)                           queue   refuse for good: no such queue (LSF recorded, PBS manual)
     hang     say that the daemon does not answer, and wait (LSF recorded)
     partial  leave out every second row                        none    exit code 0 and nothing said, whatever there is
     forget   know the job no longer: it was taken, and is lost
+    memory   kill the job once it has begun, and report so (LSF; manual)
 """
 
 import fcntl
@@ -106,7 +107,7 @@ def submit(command, argv):
         (STATE / "jobs").mkdir(exist_ok=True)
         number = str(101 + len(list((STATE / "jobs").glob("*.json"))))
         job = {"id": number, "name": given[{"bsub": "-J", "qsub": "-N"}[command]], "argv": argv, "state": "RUN", "code": None, "pid": 0,
-               "output": given.get("-o", "/dev/null"), "lost": kind == "forget"}  # fmt: skip
+               "output": given.get("-o", "/dev/null"), "kind": kind, "lost": kind == "forget"}  # fmt: skip
         with open(STATE / "log", "a") as log:
             log.write(f"{command} {number} {job['name']} {kind}\n")
         write(job)
@@ -114,8 +115,8 @@ def submit(command, argv):
         start(command, job, script)
     if kind == "drop":
         os.kill(os.getpid(), signal.SIGKILL)
-    answer = f"Job <{number}> is submitted to default queue <normal>.\n" if command == "bsub" else f"{number}.{SERVER}\n"  # recorded; manual
-    end(0, "" if kind == "empty" else answer)
+    answers = {"bsub": f"Job <{number}> is submitted to default queue <normal>.\n", "qsub": f"{number}.{SERVER}\n"}  # recorded; manual
+    end(0, "" if kind == "empty" else answers[command])
 
 
 def start(command, job, script):
@@ -132,9 +133,20 @@ def start(command, job, script):
             os.dup2((nothing if fd == 0 else out).fileno(), fd)
         child = subprocess.Popen(["sh", path], env=os.environ | dict([variable]), start_new_session=True)
         note(job["id"], pid=child.pid)
+        if job["kind"] == "memory":
+            over_memory(child, Path(job["output"]))
         code = child.wait()
     note(job["id"], state="DONE" if code == 0 else "EXIT", code=code if code >= 0 else 128 - code)
     os._exit(0)
+
+
+def over_memory(child, output):
+    """Kill a job as soon as it has begun, so that it leaves no word, and write what LSF reports of such a job."""
+    while not (output.parent / "begun").exists():
+        time.sleep(0.02)
+    os.killpg(child.pid, signal.SIGKILL)
+    with open(output, "a") as report:
+        report.write("\nTERM_MEMLIMIT: job killed after reaching LSF memory usage limit.\nExited with exit code 137.\n")
 
 
 def note(number, **change):
@@ -157,7 +169,11 @@ def bjobs(argv):
     found, ids = rows("bjobs"), [word for word in argv if word.isdigit()]
     known = {job["id"]: job for job in found}
     told = [known[one] for one in ids if one in known] if ids else found
-    missing = [one for one in ids if one not in known and (one not in {job["id"] for job in jobs() if not job["lost"]})]
+    there = {job[key] for job in jobs() if not job["lost"] for key in ("id", "name")}
+    if "-J" in argv:
+        ids = [argv[argv.index("-J") + 1]]
+        told = [job for job in found if job["name"] == ids[0]]
+    missing = [one for one in ids if one not in there]
     out = "".join(f"{job['id']}^{job['state']}^{'' if job['code'] is None else job['code']}^{job['name']}\n" for job in told)  # recorded
     if not ids and not told:
         end(255, err="No job found\n")  # recorded
@@ -167,7 +183,7 @@ def bjobs(argv):
 def bhist(argv):
     trouble("bhist", fault("bhist"))
     ids = [word for word in argv if word.isdigit()]
-    end(0, "".join(f"\nJob <{one}>, Job Name <x>, User <tester>\nExited with exit code 1\n" for one in ids))  # manual
+    end(0, "".join(f"\nJob <{one}>, User <tester>\nExited with exit code 1\n" for one in ids))  # manual
 
 
 def qselect(argv):
@@ -183,7 +199,8 @@ def qstat(argv):
         number = one.partition(".")[0]
         if number in known:
             job = known[number]
-            out += f"Job Id: {number}.{SERVER}\n    Job_Name = {job['name']}\n    job_state = {'R' if job['state'] == 'RUN' else 'F'}\n"  # manual
+            state = "R" if job["state"] == "RUN" else "F"
+            out += f"Job Id: {number}.{SERVER}\n    Job_Name = {job['name']}\n    job_state = {state}\n"  # manual
             out += f"    Exit_status = {job['code']}\n\n" if job["code"] is not None else "\n"
         elif number not in there:
             err += f"qstat: Unknown Job Id {number}.{SERVER}\n"  # manual

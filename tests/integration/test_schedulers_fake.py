@@ -13,6 +13,7 @@ from site_kit import Site
 FAKES = Path(__file__).resolve().parents[1] / "fakes"
 JOBS = [f"{user}/e{n}" for n in range(5) for user in ("ann", "bob", "cyd", "dan")]
 SUBMIT = {"lsf": "bsub", "pbs": "qsub"}
+HOLD = "echo run >> runs.log; for _ in $(seq 2000); do [ -e go ] && break; sleep 0.05; done\n"
 ASK = {"lsf": ("bjobs",), "pbs": ("qselect", "qstat")}
 
 
@@ -24,7 +25,7 @@ class FakeSite(Site):
         (self.batch / "faults").mkdir(parents=True)
         setup = f"export PATH='{FAKES}:{Path(sys.executable).parent}':$PATH FAKE_BATCH='{self.batch}'"
         text = f'scheduler = "{scheduler}"\nsetup = """{setup}"""\npoll = "1s"\n{more}'
-        retry = 'retry = { first = "1s", maximum = "2s", give_up_after = "3d" }\n'
+        retry = 'retry = { first = "0.3s", maximum = "1s", give_up_after = "3d" }\n'
         super().__init__(base, change=lambda all_: then(all_.replace('scheduler = "shell"', text)), daemon=daemon,
                          edit=lambda rules: re.sub(r'name = "(submit|poll)"\n', r"\g<0>" + retry, rules), **how)  # fmt: skip
 
@@ -49,7 +50,7 @@ def test_each_of_twenty_jobs_runs_exactly_once_whatever_the_scheduler_does(tmp_p
     site = FakeSite(tmp_path, scheduler)
     site.fail(SUBMIT[scheduler], "drop", "", "255", "empty", "banner", "", "drop", "quota", "255", "drop", "empty", "quota", "banner", "", "255", "drop")
     for command in ASK[scheduler]:
-        site.fail(command, "none" if command == "bjobs" else "255", "partial" if command != "qselect" else "255", "255", "banner")
+        site.fail(command, *(("none", "partial", "hang", "255", "banner") if command == "bjobs" else ("255", "partial", "255", "banner")))
     with site:
         for job in JOBS:
             site.drop(job)
@@ -81,7 +82,11 @@ def test_refusals_caps_and_what_a_job_asks_for(tmp_path):
         assert 'did you mean "cores"?' in said["odd"]["reason"] and "queue" in said["evil"]["reason"]
         site.wait_state("ann/good", "DONE")
         assert [site.runs(f"ann/{job}") for job in ("refused", "big", "odd", "evil", "good")] == [0, 0, 0, 0, 1]
-        [taken] = [json.loads(path.read_text()) for path in (site.batch / "jobs").glob("*.json")]
+        site.drop("ann/stopped", HOLD)
+        site.wait_state("ann/stopped", "SUBMITTED")
+        site.watchties("cancel", "ann/stopped")
+        assert site.wait_state("ann/stopped", "FAILED")["cause"] == "cancelled"
+        taken, _ = [json.loads(path.read_text()) for path in sorted((site.batch / "jobs").glob("*.json"))]
         assert taken["argv"][:9] == ["-n", "4", "-R", "span[hosts=1]", "-W", "90", "-q", "normal", "-x"]
 
 
@@ -99,9 +104,10 @@ def test_a_lost_job_is_tried_again_as_often_as_its_tree_says(tmp_path):
         told = site.wait_state("ann/twice", "FAILED", 90)
         assert (told["attempt"], told["cause"]) == ("2", "lost") and site.runs("ann/twice") == 0
         assert len(site.accepted()) == 4
-
-
-HOLD = "echo run >> runs.log; for _ in $(seq 2000); do [ -e go ] && break; sleep 0.05; done\n"
+        site.fail("bsub", "memory")
+        site.drop("ann/fat", HOLD)
+        told = site.wait_state("ann/fat", "FAILED", 90)  # killed outright: no exit code, but it is known why
+        assert (told["attempt"], told["cause"]) == ("1", "memory") and "TERM_MEMLIMIT" in told["reason"]
 
 
 def test_what_a_host_may_not_hold_yet_waits_in_the_mirror_and_says_why(tmp_path):

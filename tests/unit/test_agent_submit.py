@@ -297,3 +297,24 @@ def test_what_starts_the_wrapper_is_whole_for_another_shell_whatever_the_job_is_
         at = answers.index([job, "replied"])
         words = ["<sh>", f"<{AGENT}>", "<wrapper>", f"<{agent.data / job}>", "<1>", "<t1>", ".watchties/1.t1/said"]
         assert answers[at + 1 : at + 9] == [["", "x", "0"], *(["", "o", word] for word in words)]
+
+
+@every_shell
+def test_what_the_scheduler_wrote_about_an_attempt_is_told_with_its_status(agent):
+    line = ["u/e", 1, "t1"]
+    agent.run("claim", "R1", lines=[line])
+    agent.run("submit", "R1", lines=[[*line, 'echo "killed: too big" >"$WT_SAID"']])
+    assert agent.run("status", lines=[line]) == [["u/e", "submitted"], ["", "e", "killed: too big"]]
+    (place(agent) / "exit").write_text("code=0\n")
+    assert agent.run("status", lines=[line])[0][:3] == ["u/e", "exit", "code=0"] and not agent.run("status", lines=[line])[1:]
+
+
+@every_shell
+def test_a_failure_that_was_slow_in_coming_speaks_for_the_rest_which_are_claims_again(agent):
+    lines = [[f"u/e{n}", 1, f"t{n}"] for n in range(12)]
+    agent.run("claim", "R1", lines=lines)
+    answers = agent.run("submit", "R1", lines=[[*line, f"{LOG}; sleep 4.5; exit 1"] for line in lines])
+    words = [answer[1] for answer in answers if answer[0]]
+    assert words == ["replied"] * 4 + ["later"] * 8 and len(submissions(agent)) == 4
+    claims = agent.run("claim", "R2", lines=lines)
+    assert [answer[1] for answer in claims if answer[0]] == ["done"] * 4 + ["held"] * 8

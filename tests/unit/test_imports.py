@@ -6,8 +6,9 @@ import sys
 import pytest
 
 DAEMON = ["daemon", "engine", "dispatch", "watch", "relays", "lanes", "runner", "runs", "journal", "record", "markers", "decide", "teller",
-          "onepass", "follow", "statelock", "systemd", "serve", "unit"]
-HOOKS = ["hookkit", "transfer", "meter", "agent", "submission", "manifest", "judge", "schedulers.shell", "mail", "letter", "retry", "shell"]
+          "onepass", "follow", "statelock", "systemd", "serve", "unit"]  # fmt: skip
+HOOKS = ["hookkit", "transfer", "meter", "agent", "submission", "manifest", "judge", "resources", "standing", "mail", "letter", "retry",
+         "shell", "schedulers.shell", "schedulers.lsf", "schedulers.pbs"]  # fmt: skip
 PURE = ["model", "errors", "decide", "outcomes"]
 
 

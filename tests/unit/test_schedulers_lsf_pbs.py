@@ -17,7 +17,7 @@ from watchties.schedulers import Entry, NotNow, QueryFailed, Refused, Submitted,
 LINES = (Path(__file__).parents[1] / "data/lsf/openlava-4.0.jsonl").read_text(encoding="utf-8").splitlines()
 RECORDED = {row["name"]: row for row in map(json.loads, LINES)}
 ALL = {"cores": 4, "memory": 2 << 30, "walltime": 5400.0, "queue": "short", "account": "physics"}
-COMMANDS = [lsf.submit_command(None, ALL, ["-x", "a b"]), lsf.submit_command(None, {}, []), lsf.find_command(["wt.a"]), lsf.query_command(["1", "2"]),
+COMMANDS = [lsf.submit_command(None, ALL, ["-x", "a b"]), lsf.submit_command(None, {}, []), lsf.find_command(["wt.a", "wt.b"]), lsf.query_command(["1", "2"]),
             lsf.cancel_command("1", "wt.a"), lsf.cancel_command("", "wt.a"), pbs.submit_command(None, ALL, ["-x", "a b"]), pbs.submit_command(None, {}, []),
             pbs.find_command(["wt.a", "wt.b"]), pbs.query_command(["1.s"]), pbs.cancel_command("1.s", "wt.a"), pbs.cancel_command("", "wt.a")]  # fmt: skip
 
@@ -120,25 +120,30 @@ def test_what_is_no_answer_of_bsub_is_taken_for_none(name):
 # ---- LSF: find, query ----
 
 
-def find(code, out, err, names=("exp_one",)):
-    return lsf.parse_find(0, *part("jobs", code, out, err), list(names))
+def find(code, out, err, name="exp_one"):
+    return lsf.parse_find(0, *part("n0", code, out, err), [name])
 
 
 def test_lsf_finds_by_name():
-    assert find(0, rows("63-bjobs-o-fields"), "", ["exp_one", "my job; one", "nobody"]) == {"exp_one": "203", "my job; one": "209"}
-    assert find(*answer("a6-bjobs-a-empty")) == {} and find(*answer("29-bjobs-root-sees-none")) == {}
-    assert find(0, "Maintenance on Friday\n" + rows("63-bjobs-o-fields"), "") == {"exp_one": "203"}
+    [row] = [row for row in rows("63-bjobs-o-fields").splitlines(True) if row.startswith("203^")]
+    assert find(0, row, "") == {"exp_one": "203"} and find(0, "Maintenance on Friday\n" + row, "") == {"exp_one": "203"}
+    assert find(*answer("10-bjobs-J-unknown"), "nosuchname") == {} and find(*answer("a6-bjobs-a-empty")) == {}
+    two = part("n0", 0, row, ""), part("n1", *answer("10-bjobs-J-unknown"))
+    assert lsf.parse_find(0, two[0][0] + two[1][0], two[0][1] + two[1][1], ["exp_one", "nosuchname"]) == {"exp_one": "203"}
+    with pytest.raises(QueryFailed):
+        lsf.parse_find(0, *part("n0", 0, row, ""), ["exp_one", "nosuchname"])
 
 
 @pytest.mark.parametrize(
-    "name", ["91-bjobs-mbatchd-down", "93-bjobs-all-down", "95-bjobs-no-lsf-env", "59-bsub-V", "09-bjobs-unknown", "73-bjobs-a"]
+    "name", ["91-bjobs-mbatchd-down", "93-bjobs-all-down", "95-bjobs-no-lsf-env", "59-bsub-V", "09-bjobs-unknown", "10-bjobs-J-unknown", "73-bjobs-a"]
 )
-def test_what_is_no_list_of_all_jobs_says_nothing_of_any(name):
+def test_what_does_not_deny_a_name_says_nothing_of_it(name):
     with pytest.raises(QueryFailed):
         find(*answer(name))
 
 
-@pytest.mark.parametrize("code, out, err", [(0, "", ""), (255, "", ""), (137, "", ""), (0, "1^RUN\n", ""), (255, "", "cannot talk to LIM\nNo job found\n")])
+@pytest.mark.parametrize("code, out, err", [(0, "", ""), (255, "", ""), (137, "", ""), (0, "1^RUN\n", ""), (0, "7^RUN^^other\n", ""),
+                                            (255, "", "cannot talk to LIM\nNo job found\n")])  # fmt: skip
 def test_an_empty_answer_is_not_none(code, out, err):
     with pytest.raises(QueryFailed):
         find(code, out, err)

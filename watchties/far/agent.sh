@@ -255,7 +255,7 @@ read_chunk() {
     n=0
     while [ "$n" -lt "$1" ] && { IFS= read -r line || [ -n "$line" ]; }; do
         n=$((n + 1))
-        eval "line_$n=\$line answer_$n= detail_$n= dir_$n="
+        eval "line_$n=\$line answer_$n= detail_$n= dir_$n= fresh_$n="
     done
     garbage=''
     [ "$n" -gt 0 ]
@@ -266,7 +266,7 @@ each() {
     i=0
     while [ "$i" -lt "$n" ]; do
         i=$((i + 1))
-        eval "line=\$line_$i answer=\$answer_$i"
+        eval "line=\$line_$i answer=\$answer_$i fresh=\$fresh_$i"
         # shellcheck disable=SC2086 # split at the tabs
         [ -n "$answer" ] || "$1" $line
     done
@@ -714,20 +714,43 @@ do_submit() { # DATA RUN [SETUP]
 
 submit_all() {
     use_timeout
-    while read_chunk 25; do
-        each submit_intend
+    slow=$data/.watchties.slow.$$
+    while read_chunk 100; do
+        each submit_check
+        together submit_intend
         must_be_durable
-        each submit_run
+        each submit_begin
+        together submit_run
         must_be_durable
+        together submit_rename
         each submit_reply
         must_be_durable
         remove_garbage
         every submit_tell
     done
+    rm -f "$slow"
 }
 
-# submit_intend JOB ATTEMPT TOKEN COMMANDLINE: the intent stands, durably, before the scheduler hears anything
-submit_intend() {
+# together FUNCTION: as `each`, by four workers at once, who can set no answer: most of a submission is waiting for the
+# scheduler, and most of the rest is starting processes
+together() {
+    function=$1 workers=''
+    for worker in 0 1 2 3; do
+        [ "$worker" -lt "$n" ] || break
+        each by_turn &
+        workers=$workers$!$TAB
+    done
+    # shellcheck disable=SC2086
+    wait $workers
+}
+
+# by_turn JOB ATTEMPT TOKEN COMMANDLINE: every fourth line is this worker's
+by_turn() {
+    [ $(((i - 1) % 4)) -ne "$worker" ] || "$function" "$@"
+}
+
+# submit_check JOB ATTEMPT TOKEN COMMANDLINE: what needs no submission, or may have none
+submit_check() {
     attempt_directory "$@" || { answer error "$why" && return; }
     [ $# -ge 4 ] || { answer error "no command line" && return; }
     if [ -f "$a/reply" ]; then
@@ -736,8 +759,8 @@ submit_intend() {
         answer refused cancelled
     elif [ -e "$a/begun" ]; then
         answer refused "it has begun already"
-    elif [ ! -e "$a/intent.$run" ] && ! fenced; then
-        answer refused "this run holds no claim"
+    elif [ ! -e "$a/intent.$run" ]; then
+        eval "fresh_$i=1"
     fi
 }
 
@@ -746,18 +769,36 @@ fenced() {
     mv -f "$a/claim.$run" "$a/intent.$run" 2>/dev/null
 }
 
-# submit_run JOB ATTEMPT TOKEN COMMANDLINE: what the scheduler says, whole, under a hidden name
+# submit_intend JOB ATTEMPT TOKEN COMMANDLINE: the intent stands, durably, before the scheduler hears anything
+submit_intend() {
+    attempt_directory "$@"
+    [ -z "$fresh" ] || fenced
+}
+
+# submit_begin JOB ATTEMPT TOKEN COMMANDLINE: without an intent nothing is begun; an orphan may hold this run no longer
+submit_begin() {
+    attempt_directory "$@"
+    [ -e "$a/intent.$run" ] || { answer refused "this run holds no claim" && return; }
+    [ ! -e "$a/out" ] || rm -f "$a/out" "$a/err" "$a/reply.new" # of a submit that was cut off
+}
+
+# submit_run JOB ATTEMPT TOKEN COMMANDLINE: what the scheduler says, whole, under a hidden name. One failure that was long in
+# coming (the controller is down, 5 s) speaks for all that have not been tried
 submit_run() {
     attempt_directory "$@"
-    [ -e "$a/intent.$run" ] || { answer refused "another run has taken it over" && return; }
     shift 3
+    [ ! -e "$slow" ] && [ -e "$a/intent.$run" ] || return 0
+    read_uptime
+    began_at=$uptime
     run_here "$*" >"$a/out" 2>"$a/err"
     code=$?
+    read_uptime
+    [ "$code" -eq 0 ] || [ $((uptime - began_at)) -lt 400 ] || : >"$slow"
     {
         printf 'x\t%d\n' "$code"
         mark_lines o <"$a/out"
         mark_lines e <"$a/err"
-    } >"$a/reply.new" || answer error "exit code $code, but cannot write in $a (disk full?)"
+    } >"$a/reply.new" || rm -f "$a/reply.new"
 }
 
 # use_timeout: set $has_timeout if timeout(1) is here: GNU and new busybox
@@ -826,9 +867,20 @@ mark_lines() {
     done
 }
 
+submit_rename() {
+    attempt_directory "$@"
+    [ ! -e "$a/reply.new" ] || mv -f "$a/reply.new" "$a/reply"
+}
+
+# submit_reply JOB ATTEMPT TOKEN COMMANDLINE: the reply stands; what was not tried is a claim again, if this call has made it an intent
 submit_reply() {
     attempt_directory "$@"
-    mv -f "$a/reply.new" "$a/reply" || { answer error "cannot rename in $a" && return; }
+    if [ ! -e "$a/reply" ] && [ -e "$slow" ] && [ ! -e "$a/out" ]; then
+        [ -z "$fresh" ] || mv -f "$a/intent.$run" "$a/claim.$run" 2>/dev/null
+        answer later "the scheduler was slow to fail, and was not asked again"
+        return
+    fi
+    [ -f "$a/reply" ] || { answer error "cannot write in $a (disk full?)" && return; }
     garbage=$garbage$a/out$NL$a/err$NL
     answer replied
 }
@@ -1319,6 +1371,10 @@ status_tell() { # JOB ATTEMPT TOKEN
     fi
     [ "$state" != exit ] || status_exit
     printf '%s\n' "$job$TAB$state${text:+$TAB$text}${alive:+${TAB}alive=$alive}"
+    case $state$text in
+    exitcode=0*) ;;
+    exit* | begun* | submitted*) [ ! -s "$a/said" ] || tail -n 20 "$a/said" | mark_lines "${TAB}e" ;; # why, in the scheduler's words
+    esac
 }
 
 # status_exit: it has ended; if the host has booted since, what was not on disk then is lost

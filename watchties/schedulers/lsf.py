@@ -6,7 +6,7 @@ Must not know: how a command reaches the host, or what becomes of a job.
 | step | command | answer |
 |---|---|---|
 | submit | bsub -J NAME ... < script | Job <203> is submitted to queue <normal>. |
-| find | bjobs -a, all of the login's jobs in one call | ID^STATE^EXIT CODE^NAME |
+| find | bjobs -a -J NAME, a call for each name | ID^STATE^EXIT CODE^NAME; Job <NAME> is not found |
 | query | bjobs -a ID..., then bhist -l for those that are EXIT | the same; TERM_...: why LSF ended it |
 | cancel | bkill ID, or bkill -J NAME 0 | Job <203> is being terminated |
 
@@ -30,8 +30,8 @@ from watchties.schedulers import failure_text, options_text, parse_parts, parts
 
 TAKEN = re.compile(r"^Job <([0-9]+)> is submitted to (?:default )?queue <[^<>\n]*>\.\s*$", re.MULTILINE)
 NOT_TAKEN = "Job not submitted"
-BUSY = re.compile(r"threshold|limit (?:has been )?reached|too many (?:pending )?jobs|queue (?:has been )?closed|try again later|temporarily"
-                  r"|not responding|communication|timed? ?out|internal error", re.IGNORECASE)  # fmt: skip
+BUSY = re.compile(r"threshold|limit (?:has been )?reached|too many (?:pending )?jobs|queue (?:has been )?closed|try again later"
+                  r"|temporarily|not responding|communication|timed? ?out|internal error", re.IGNORECASE)  # fmt: skip
 NO_BSUB = re.compile(r"\bbsub\S?: (?:command )?not found|failed to run command .bsub.: No such file")
 FIELDS = "jobid stat exit_code job_name delimiter='^'"
 ROW = re.compile(r"([0-9]+)\^([A-Z_]+)\^([^^]*)\^(.*)")
@@ -55,7 +55,8 @@ def submit_command(job, resources, options):
     """Return the text that hands the wrapper to bsub as a script; a site's own options come after ours, so that they count."""
     words = [word for key, words in _asked(resources).items() if resources.get(key) is not None for word in words]
     ours = " ".join(map(shlex.quote, words))
-    return f"printf '%s\\n' '#!/bin/sh' \"$WT_WRAPPER\" | capped {TELL} bsub {ours} {options_text(options)} -J \"$WT_NAME\" -o \"$WT_SAID\""
+    bsub = f'capped {TELL} bsub {ours} {options_text(options)} -J "$WT_NAME" -o "$WT_SAID"'
+    return f"printf '%s\\n' '#!/bin/sh' \"$WT_WRAPPER\" | {bsub}"
 
 
 def _asked(resources):
@@ -88,16 +89,26 @@ def parse_submit(code, out, err):
 
 
 def find_command(names):
-    """Return the text that lists all jobs of the login, ended ones too: one call, however many names."""
-    return parts({"jobs": f"capped {ASK} bjobs -a -noheader -o {shlex.quote(FIELDS)}"})
+    """Return the text that looks for each name, also among ended jobs; it stops at the first call that hangs.
+
+    One list of all jobs would be quicker, and say nothing of what a partial list leaves out: a name has to be denied.
+    """
+    asks = {f"n{i}": f"capped {ASK} bjobs -a -noheader -o {shlex.quote(FIELDS)} -J {shlex.quote(name)}" for i, name in enumerate(names)}
+    return ' && [ "$wt_code" -ne 137 ] && '.join(f"{{ {parts({label: ask})}; }}" for label, ask in asks.items())
 
 
 def parse_find(code, out, err, names):
-    """Return {name: id} of those there are; raise QueryFailed."""
-    told, rows, missing = _rows(*parse_parts(out, err, ["jobs"])["jobs"])
-    if missing or (told and rows):
-        raise QueryFailed(f"bjobs said both of all and of some jobs: {failure_text(out, err)}")
-    return {name: number for number, _, _, name in rows if name in names}
+    """Return {name: id} of those there are; raise QueryFailed unless each is there or said not to be."""
+    found = {}
+    for label, answer in parse_parts(out, err, [f"n{i}" for i in range(len(names))]).items():
+        name = names[int(label[1:])]
+        none, rows, missing = _rows(*answer)
+        ids = [number for number, _, _, its in rows if its == name]
+        if ids:
+            found[name] = ids[0]
+        elif rows or not (none or name in missing):
+            raise QueryFailed(f"bjobs said nothing of {name}: {failure_text(*answer[1:])}")
+    return found
 
 
 def query_command(ids):
@@ -125,7 +136,8 @@ def parse_query(code, out, err, ids):
 def _rows(code, out, err):
     """Return (whether it said that there is no job at all, rows, ids said to be unknown) of one bjobs; raise QueryFailed.
 
-    Lines before the first row may be a site's own. No row and exit code 0 is no answer: bjobs has a sentence for "none".
+    Lines before the first row may be a site's own. What is neither in a row nor said not to be there is not known: bjobs has a
+    sentence for "none", and says it with exit code 255.
     """
     rows, said = [], [line.strip() for line in err.splitlines() if line.strip()]
     for line in out.splitlines():
@@ -134,7 +146,7 @@ def _rows(code, out, err):
         elif rows and line.strip() or "^" in line:
             raise QueryFailed(f"bjobs gave a row that is none: {line.strip()}")
     none, unknown = any(line in NOTHING for line in said), [match[1] for line in said if (match := UNKNOWN.fullmatch(line))]
-    whole = code == 0 and rows or code == 255 and said and all(line in NOTHING or UNKNOWN.fullmatch(line) for line in said)
+    whole = code == 0 or code == 255 and said and all(line in NOTHING or UNKNOWN.fullmatch(line) for line in said)
     if not whole:
         raise QueryFailed(f"bjobs ended with {code}: {failure_text(out, err)}")
     return none, rows, unknown
