@@ -15,7 +15,7 @@ from watchties.errors import AGAIN
 PRELOAD = [
     "sh", "tenacity", "watchties.hookstart", "watchties.hookkit", "watchties.transfer", "watchties.batches", "watchties.agent",
     "watchties.manifest", "watchties.judge", "watchties.results", "watchties.submission", "watchties.standing", "watchties.webstate",
-    "watchties.mail", "watchties.schedulers.shell",
+    "watchties.mail", "watchties.schedulers.shell", "watchties.schedulers.slurm", "watchties.schedulers.sge",
 ]  # fmt: skip
 
 

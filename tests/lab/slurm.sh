@@ -1,5 +1,5 @@
 #!/bin/bash
-# slurm.sh up|controller|stop NODE...: a Slurm on hosts of the lab, run as root inside each of them; the first NODE is the controller's.
+# slurm.sh up NODE... | controller | stop: a Slurm on hosts of the lab, run as root inside each of them; the first NODE is the controller's.
 # ACCOUNTING=1: with slurmdbd and a MariaDB beside the controller, so that sacct works.
 # Jobs are looked at every second and killed beyond their memory; a node says it has eight processors, so that work spreads.
 set -eu
@@ -87,10 +87,10 @@ up() {
     /usr/sbin/slurmd -N "$here"
     [ "$here" != "${!#}" ] || until_ok 200 idle
 }
-stop() { # the controller, at once
+stop() { # the controller, as an administrator does: killed outright it would forget the jobs of the last seconds
     local pid
     pid=$(cat "$D/slurmctld.pid")
-    kill -KILL "$pid"
+    kill "$pid"
     while [ -e "/proc/$pid" ]; do sleep 0.02; done
 }
 case ${1:-} in
