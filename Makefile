@@ -1,7 +1,8 @@
 # The only entry point: `make demo` and `make test` do all their own set-up.
 VENV = .venv
 PY = $(VENV)/bin/python
-STAMP = $(VENV)/.installed
+READY = $(VENV)/.ready
+TESTABLE = $(VENV)/.testable
 
 .PHONY: help setup demo test test-fast bench man clean
 
@@ -12,13 +13,18 @@ help:
 	@echo "make man        the man pages anew, after a change of help, options or configuration"
 	@echo "make bench      the figures, beside the bare commands"
 
-setup: $(STAMP)
+setup: $(TESTABLE)
 
-$(STAMP): setup.cfg pyproject.toml contrib/setup.sh
-	sh contrib/setup.sh $(VENV)
+# the packages that the tests need are many; a demo, and watchties itself, do without them
+$(READY): setup.cfg pyproject.toml contrib/setup.sh
+	sh contrib/setup.sh $(VENV) demo
 	@touch $@
 
-demo: setup
+$(TESTABLE): setup.cfg pyproject.toml contrib/setup.sh
+	sh contrib/setup.sh $(VENV) test
+	@touch $(READY) $@
+
+demo: $(READY)
 	$(VENV)/bin/watchties demo
 
 test: setup

@@ -1,27 +1,29 @@
 #!/bin/sh
-# setup.sh VENV: makes the private virtual environment and puts in what is missing of the system's packages.
+# setup.sh VENV demo|test: makes the private virtual environment and puts in what is missing of the system's packages: for
+# watchties itself and its demo, or also what its tests run against (servers and schedulers, none of which is started).
 # apt-get is used where it may be (root, or sudo without a password); else it says in one line what to install.
 set -eu
-venv=$1
+venv=$1 kind=$2
 log=$(mktemp) && trap 'rm -f "$log"' EXIT
 
 missing='' ours=''
 need() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || missing="$missing $2"; }
 need_file() { [ -e "$1" ] || missing="$missing $2"; }
-also() { missing="$missing $1"; }
 need rsync rsync
 need flock util-linux
 need setsid util-linux
 need ps procps
 need find findutils
-need php php-cli
-need busybox busybox
-need faketime faketime # a clock that is wrong, for tests of `watchties check`
-need sshd openssh-server
 need ssh openssh-client
-need groff groff-base
-need mandoc mandoc
-if [ "$(id -u)" = 0 ]; then # hosts in network namespaces, for tests/e2e: nobody else can make them
+if [ "$kind" = test ]; then
+    need sshd openssh-server
+    need busybox busybox
+    need php php-cli
+    need faketime faketime # a clock that is wrong, for tests of `watchties check`
+    need groff groff-base
+    need mandoc mandoc
+fi
+if [ "$kind" = test ] && [ "$(id -u)" = 0 ]; then # hosts in network namespaces, for tests/e2e: nobody else can make them
     need ip iproute2
     need tc iproute2
     need iptables iptables
@@ -43,7 +45,7 @@ if [ "$(id -u)" = 0 ]; then # hosts in network namespaces, for tests/e2e: nobody
     need sge_qmaster gridengine-master
     need sge_execd gridengine-exec
     need qsub gridengine-client
-    ls /usr/lib/*/slurm-wlm/accounting_storage_mysql.so >/dev/null 2>&1 || also slurm-wlm-mysql-plugin
+    ls /usr/lib/*/slurm-wlm/accounting_storage_mysql.so >/dev/null 2>&1 || missing="$missing slurm-wlm-mysql-plugin"
 fi
 
 python=
@@ -87,7 +89,9 @@ fi
 }
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
-"$venv/bin/python" -m pip install -q --disable-pip-version-check -e '.[test]' >"$log" 2>&1 || {
+what=.
+[ "$kind" = demo ] || what='.[test]'
+"$venv/bin/python" -m pip install -q --disable-pip-version-check -e "$what" >"$log" 2>&1 || {
     cat "$log" >&2
     echo "setup: pip could not install the Python packages" >&2
     exit 1
