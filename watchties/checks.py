@@ -142,8 +142,9 @@ def watches(config):
         kind = file_system(tree.root)
         if tree.backend == "polling" or (tree.backend == "auto" and backend_for(kind) == "polling"):
             network = backend_for(kind) == "polling"
-            why = f"{tree.root} lies on a network file system ({kind}), where inotify misses what others write" if network else 'backend = "polling"'
-            yield Finding(f"tree {name}", None, f"{why}: it is polled", "a mirror on a local disk is heard of at once" if network else "")
+            why = f"{tree.root} lies on a network file system ({kind}), where inotify misses what others write"
+            remedy = "a mirror on a local disk is heard of at once" if network else ""
+            yield Finding(f"tree {name}", None, f"{why if network else 'as `backend` says'}: it is polled", remedy)
         elif os.path.isdir(tree.root):
             jobs = [job for job, _ in MirrorWatch(tree.root, tree.jobs).scan()]
             needed += 1 + len(jobs) + len({os.path.dirname(job) for job in jobs})

@@ -34,7 +34,8 @@ echo "rsync$t$(rsync --version 2>/dev/null | sed -n 1p)"
 echo "python$t$(python3 -c 'import sys; print(sys.version.split()[0])' 2>/dev/null)"
 echo "find$t$(find --version 2>/dev/null | sed -n 1p)"
 left() { df "$1" -- "$2" 2>/dev/null | sed -n '2s/.* \([0-9][0-9]*\)  *[0-9]*%.*/\1/p'; }
-for n in watches instances; do echo "$n$t$(cat "/proc/sys/fs/inotify/max_user_$n" "/proc/sys/user/max_inotify_$n" 2>/dev/null | sort -n | sed -n 1p)"; done
+least() { cat "/proc/sys/fs/inotify/max_user_$1" "/proc/sys/user/max_inotify_$1" 2>/dev/null | sort -n | sed -n 1p; }
+for n in watches instances; do echo "$n$t$(least "$n")"; done
 directories=0
 while [ "$1" != -- ]; do
     if [ ! -d "$2" ]; then echo "missing$t$2"; shift 2; continue; fi

@@ -14,7 +14,7 @@ KEY = "~/.ssh/watchties"  # as README has it
 
 
 async def no_key(far):
-    """Return what to do if no key is there that ssh could offer to a host, or only ones that ask for a passphrase; "" if there is one."""
+    """Return what to do if ssh has no key to offer to a host, or only ones that ask for a passphrase; "" if it has one."""
     code, said = await _run("ssh", "-G", *far.options, "--", far.ssh)
     names = [line.partition(" ")[2] for line in said.splitlines() if line.startswith("identityfile ")]
     names = [os.path.expanduser(name) for name in names]
@@ -22,8 +22,8 @@ async def no_key(far):
     if code or (await _run("ssh-add", "-l"))[0] == 0:
         return ""
     if not there:
-        make = f"make one, ssh-keygen -t ed25519 -N '' -f {KEY}, name it in ~/.ssh/config, and ssh-copy-id -i {KEY}.pub {shlex.quote(far.ssh)}"
-        return f"there is no ssh key here, and no agent has one: {make}"
+        make = f"make one, ssh-keygen -t ed25519 -N '' -f {KEY}, name it in ~/.ssh/config"
+        return f"there is no ssh key here, and no agent has one: {make}, and ssh-copy-id -i {KEY}.pub {shlex.quote(far.ssh)}"
     if open_to_all := [name for name in there if os.stat(name).st_mode & 0o077]:
         return f"ssh does not use the key {open_to_all[0]}, which others may read: chmod 600 {shlex.quote(open_to_all[0])}"
     if not any([(await _run("ssh-keygen", "-y", "-P", "", "-f", name))[0] == 0 for name in there]):

@@ -54,7 +54,7 @@ class FairQueue:
 class Lane:
     """The queue of one rule for one host. `busy` holds the slots at work.
 
-    Jobs in `bounded` need room on the host (max_running) as well; jobs in `large` travel alone.
+    Jobs in `bounded` need room on the host (max_running) as well; jobs in `large` travel alone; those in `both`, both.
     """
 
     rule: str
@@ -65,28 +65,33 @@ class Lane:
     queue: FairQueue = field(default_factory=FairQueue)
     large: FairQueue = field(default_factory=FairQueue)
     bounded: FairQueue = field(default_factory=FairQueue)
+    both: FairQueue = field(default_factory=FairQueue)
     busy: set = field(default_factory=set)
 
     def __contains__(self, item):
-        return item in self.queue or item in self.large or item in self.bounded
+        return any(item in queue for queue in self._queues())
+
+    def _queues(self):
+        return self.queue, self.large, self.bounded, self.both
 
     def offer(self, item, user, size=0, needs_room=False):
         """Queue a job, unless it is queued already."""
         if item not in self:
-            alone = self.alone_above is not None and size > self.alone_above and not needs_room
-            (self.bounded if needs_room else self.large if alone else self.queue).add(user, item)
+            alone = self.alone_above is not None and size > self.alone_above
+            self._queues()[alone + 2 * needs_room].add(user, item)
 
     def waiting(self):
         """Return how many jobs are queued."""
-        return len(self.queue) + len(self.large) + len(self.bounded)
+        return sum(map(len, self._queues()))
 
     def next_batch(self, room=None):
         """Return (slot, jobs) for the next run, or None while every slot is busy or nothing may go.
 
         room: how many more jobs the host may hold, None for any number.
         """
-        if self.large and ALONE not in self.busy:
-            return ALONE, self.large.take(1)
+        roomy = room is None or room > 0
+        if ALONE not in self.busy and (self.large or (self.both and roomy)):
+            return ALONE, (self.large or self.both).take(1)
         slot = next((str(n) for n in range(self.parallel) if str(n) not in self.busy), None)
         if slot is None:
             return None

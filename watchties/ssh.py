@@ -19,7 +19,9 @@ from watchties.errors import Unreachable
 NO_ROOT = 69  # EX_UNAVAILABLE: the host answers but its compties directory cannot be entered
 
 
-ALIVE = {"short": (15, 4), "bulk": (30, 4)}  # ServerAliveInterval in seconds and CountMax: no slow link is declared dead while bytes move
+# ServerAliveInterval in seconds and CountMax: no slow link is declared dead while bytes move.
+ALIVE = {"short": (15, 4), "bulk": (30, 4)}
+OWN = "own"  # no shared connection: what is large travels on one of its own, or all that goes beside it would wait for it
 CONNECT = 20  # seconds for a new connection
 
 # Runs "$@" as the user $u, in that user's home as HOME: by runuser if we are root, by sudo if not, as we are if it is us.
@@ -67,10 +69,11 @@ def option_words(line):
 def login(far, kind="short"):
     """Return the words that reach a host; what follows them is joined and read by a shell there.
 
-    kind: short or bulk, the shared connection that is used if the daemon holds it; it is never made here. The host's own
-    options come first, as ssh takes the first value it finds.
+    kind: short or bulk, the shared connection that is used if the daemon holds it; it is never made here; or OWN. The
+    host's own options come first, as ssh takes the first value it finds.
     """
-    shared = ["-o", "ControlMaster=no", "-o", f"ControlPath={control_path(far, kind)}"] if far.control else []
+    path = "none" if kind == OWN else control_path(far, kind)
+    shared = ["-o", "ControlMaster=no", "-o", f"ControlPath={path}"] if far.control else []
     return ["ssh", "-T", *far.options, *shared, *_words(kind), "--", far.ssh]
 
 
@@ -91,7 +94,7 @@ def control_path(far, kind):
 
 
 def _words(kind):
-    interval, count = ALIVE[kind]
+    interval, count = ALIVE["bulk" if kind == OWN else kind]
     settings = "BatchMode=yes", f"ConnectTimeout={CONNECT}", f"ServerAliveInterval={interval}", f"ServerAliveCountMax={count}"
     return [word for setting in settings for word in ("-o", setting)]
 

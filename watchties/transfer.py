@@ -190,9 +190,20 @@ def remote_shell(far):
     """
     if not far.ssh and not far.become:
         return []
-    reach = f'shift; exec {shlex.join(ssh.login(far, "bulk"))} "$@"' if far.ssh else 'shift; eval "$*"'
+    reach = f'shift; exec {shlex.join(ssh.login(far, connection()))} "$@"' if far.ssh else 'shift; eval "$*"'
     there = shlex.join([*ssh.become(far), "sh", "-c", 'cd 2>/dev/null; exec rsync "$@"', "rsync"])
     return ["-e", f"sh -c {_quoted(reach)} rsh", f"--rsync-path={there}"]
+
+
+def connection():
+    """Return which connection a transfer takes: a job that travels alone has one of its own, so that it is alone there too."""
+    return ssh.OWN if slot().endswith(".alone") else "bulk"
+
+
+def slot():
+    """Return the name of the slot that this run has, which no other run has meanwhile; "" where a hook is run by hand."""
+    lock = os.environ.get("WATCHTIES_LOCK_FD", "")
+    return os.path.basename(os.readlink(f"/proc/self/fd/{lock}")) if lock.isdigit() else ""
 
 
 def _quoted(word):
@@ -235,9 +246,7 @@ def _workroom(route, wanted):
     if not wanted or not os.path.isdir(route.mirror):
         yield []
         return
-    lock = os.environ.get("WATCHTIES_LOCK_FD", "")
-    slot = os.path.basename(os.readlink(f"/proc/self/fd/{lock}")) if lock.isdigit() else f"pid-{os.getpid()}"
-    room = os.path.join(route.mirror, WORKROOM, slot)
+    room = os.path.join(route.mirror, WORKROOM, slot() or f"pid-{os.getpid()}")
     shutil.rmtree(room, ignore_errors=True)
     os.makedirs(room, mode=0o700)
     try:

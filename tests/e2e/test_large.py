@@ -122,7 +122,8 @@ def test_inputs_that_were_cut_by_a_reboot_come_on_from_where_they_were_and_leave
 
 def test_results_that_the_web_hosts_reboot_has_cut_leave_nothing_there_however_long_it_was_away(lab):
     job, size = "ann/large push", 100 * MB
-    with LabSite(lab, web='bwlimit = "20M"\nssh_options = ["ConnectTimeout=3"]', edit=QUICK, daemon='grace = "2s"\nheartbeat = "2s"') as site:
+    web = 'bwlimit = "20M"\nssh_options = ["ConnectTimeout=3"]'
+    with LabSite(lab, web=web, edit=QUICK, daemon='grace = "2s"\nheartbeat = "2s"') as site:
         site.drop(job, f"echo run >>runs.log; head -c {size} /dev/urandom >out.bin\n")
         site.wait(lambda: under_way(site.web / job, "out.bin") > size // 2, 60, "half of it is there")
         lab.stop_host("vision")

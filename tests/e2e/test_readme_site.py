@@ -28,7 +28,8 @@ from watchties.model import parse_marker
 pytestmark = pytest.mark.slow
 
 README = (CHECKOUT / "README.md").read_text()
-PASSWORDS = {"runcompties@b01": "pass of b01", "root@vision": "pass of root", "www-data@vision": "pass of www", "carrier@vision": "pass of carrier"}
+LOGINS = ("runcompties@b01", "root@vision", "www-data@vision", "carrier@vision")
+PASSWORDS = {login: f"the password of {login}" for login in LOGINS}
 PROMPT = r"(?:\(\.venv\) )?<v11 waits, (\d+)> "  # with the exit code of what was typed before
 HOLD = "echo run >>runs.log\nfor _ in $(seq 1200); do [ -e go ] && exit 0; sleep 0.1; done\nexit 1\n"
 
@@ -127,7 +128,8 @@ def empty(lab):
 
 
 def fingerprint(lab, host):
-    return subprocess.run(["ssh-keygen", "-lf", lab.folder / host / "ssh/key.pub"], capture_output=True, text=True, check=True).stdout.split()[1]
+    key = lab.folder / host / "ssh/key.pub"
+    return subprocess.run(["ssh-keygen", "-lf", key], capture_output=True, text=True, check=True).stdout.split()[1]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import os
+import re
 import subprocess
 import sys
 
@@ -90,8 +91,8 @@ def test_a_clock_that_is_wrong(hosts, offset, said):
 
 def test_an_agent_and_a_relay_of_another_version(hosts):
     agent, relay = hosts.vision / "scripts/agent.sh", hosts.vision / "scripts/relay.py"
-    agent.write_text("".join("AGENT_VERSION=0\n" if line.startswith("AGENT_VERSION=") else line for line in agent.read_text().splitlines(True)))
-    relay.write_text("".join("VERSION = 0\n" if line.startswith("VERSION = ") else line for line in relay.read_text().splitlines(True)))
+    agent.write_text(re.sub(r"^AGENT_VERSION=.*$", "AGENT_VERSION=0", agent.read_text(), flags=re.MULTILINE))
+    relay.write_text(re.sub(r"^VERSION = .*$", "VERSION = 0", relay.read_text(), flags=re.MULTILINE))
     old, older = hosts.wrong()
     assert "its agent is not ours (agent 0, not agent " in old and "its relay is not ours (version 0, not " in older
     assert all("run: watchties deploy vision" in line for line in (old, older))

@@ -84,6 +84,17 @@ def test_an_offer_is_taken_once():
     assert lane.waiting() == 1
 
 
+def test_a_large_job_that_needs_room_travels_alone_and_only_if_there_is_room():
+    lane = Lane("submit", "b01", batch=10, alone_above=100)
+    lane.offer("big", "u", size=101, needs_room=True)
+    lane.offer("small", "u", size=100, needs_room=True)
+    assert lane.waiting() == 2 and "big" in lane
+    assert lane.next_batch(room=0) is None
+    assert lane.next_batch(room=2) == (ALONE, ["big"])
+    lane.busy.add(ALONE)
+    assert lane.next_batch(room=1) == ("0", ["small"])
+
+
 @given(st.integers(0, 200), st.floats(0, 1))
 def test_backoff_doubles_up_to_its_maximum_and_never_waits_longer(count, jitter):
     pause = backoff(count, 10, 900, lambda: jitter)
