@@ -35,11 +35,12 @@ class Submission:
 
     def carry_out(self, jobs):
         """Settle every job."""
-        claims = self.agent.claim(jobs, self.run.id, self.evidence())
-        for job, claim in claims.items():
-            self.take_up(job, claim)
-        fresh = [job for job in jobs if claims[job].word in ("new", "held")]
-        self.submit(self.bring_inputs(fresh))
+        with self.agent.begin_submit(self.run.id) as begun:
+            claims = self.agent.claim(jobs, self.run.id, self.evidence())
+            for job, claim in claims.items():
+                self.take_up(job, claim)
+            fresh = [job for job in jobs if claims[job].word in ("new", "held")]
+            self.submit(self.bring_inputs(fresh), begun)
         self.submit(self.begun_anew(self.ask_by_name()))
         self.agent.forget_reply(self.useless)
         for job, why in self.unknown.items():
@@ -82,10 +83,10 @@ class Submission:
         failed = self.run.failures(sent)
         return [job for job in lists if job not in failed]
 
-    def submit(self, jobs):
+    def submit(self, jobs, begun=None):
         """Let the agent run the scheduler's command for each job, once, and take in what it said."""
         commands = {job: self.scheduler.submit_command(job, self.resources, self.options) for job in jobs}
-        for job, answer in self.agent.submit(commands, self.run.id).items():
+        for job, answer in self.agent.submit(commands, self.run.id, begun).items():
             self.unknown.pop(job, None)
             if answer.word == "replied":
                 self.hear(job, *answer.reply())

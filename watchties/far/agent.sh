@@ -43,6 +43,7 @@ NL='
 USUAL_IFS=" $TAB$NL"
 IFS=$TAB # fields; "$*" joins with it
 set -f   # a job may be called *
+locked=
 set -u
 
 # ---- small tools ----
@@ -120,6 +121,7 @@ must_be_durable() {
 far_lock() {
     (: >>"$data/.watchties.lock") 2>/dev/null || broken 73 "cannot write $data/.watchties.lock"
     exec 9>>"$data/.watchties.lock"
+    locked=1
     flock -n 0 <&9 2>/dev/null && return
     case $(flock --help 2>&1) in
     *-w*) flock -w 60 0 <&9 && return ;;
@@ -450,8 +452,8 @@ do_list() {
 do_publish() {
     use_data "$1"
     use_find
-    far_lock
     while read_chunk 200; do
+        [ -n "$locked" ] || far_lock # not before there is something to publish: a caller may have called early
         paths=''
         each publish_check
         junk_aside
