@@ -200,6 +200,24 @@ move_aside() {
     mv -f "$1/$2" "$1/.watchties.junk.$2.$junk"
 }
 
+# rename_all: every FROM<tab>TO line of $moves. One program renames a whole batch where there is perl, as a program for each
+# job costs more than all else. What could not be renamed is still there
+rename_all() {
+    [ -n "$moves" ] || return 0
+    if [ "${#moves}" -gt 1000 ] && command -v perl >/dev/null 2>&1; then
+        printf '%s' "$moves" | perl -ne 'chomp; ($from, $to) = split /\t/; rename $from, $to'
+    else
+        IFS=$NL
+        # shellcheck disable=SC2086
+        set -- $moves
+        IFS=$TAB
+        for line; do
+            mv -f "${line%%"$TAB"*}" "${line#*"$TAB"}"
+        done
+    fi
+    moves=''
+} 2>/dev/null
+
 # write_new FILE TEXT: make FILE anew; never through a link that somebody has laid there
 write_new() {
     if [ -e "$1" ] || [ -L "$1" ]; then
@@ -230,9 +248,11 @@ read_fields() {
     done 2>/dev/null <"$1"
 }
 
-# read_exit: the fields of the attempt's `exit`; one that a power failure has emptied does not count
+# read_exit: the fields of the attempt's `exit`, up to its last line: one that is being written, or that a power failure has
+# cut, does not count
 read_exit() {
-    read_fields "$a/exit" && [ -n "$text" ]
+    read_fields "$a/exit" || return 1
+    case $text in *"${TAB}whole=yes") text=${text%"$TAB"*} ;; *) return 1 ;; esac
 }
 
 # newer_than ATTEMPT STATE TOKEN: a state marker in $dir is newer than that
@@ -259,7 +279,7 @@ read_chunk() {
         n=$((n + 1))
         eval "line_$n=\$line answer_$n= detail_$n= dir_$n="
     done
-    garbage=''
+    garbage='' moves=''
     [ "$n" -gt 0 ]
 }
 
@@ -463,9 +483,12 @@ do_publish() {
         remove_garbage
         must_be_durable
         each publish_rename
+        rename_all
+        each publish_renamed
         remove_garbage
         took=''
         each publish_take
+        rename_all
         if [ -n "$took" ]; then
             identities
             each publish_restore
@@ -522,13 +545,18 @@ publish_write() {
     answer error "cannot write in $dir (disk full? not allowed?)"
 }
 
-# publish_rename JOB STATE: the marker stands; then the other states' markers go
+# publish_rename JOB STATE: the marker is to stand
 publish_rename() {
     eval "dir=\$dir_$i new=\$new_$i"
-    if [ -n "$new" ]; then
-        clear_name "$dir" "$2"
-        mv -f "$new" "$dir/$2" || { answer error "cannot rename in $dir" && return; }
-    fi
+    [ -n "$new" ] || return 0
+    clear_name "$dir" "$2"
+    moves=$moves$new$TAB$dir/$2$NL
+}
+
+# publish_renamed JOB STATE: it stands; then the other states' markers go
+publish_renamed() {
+    eval "dir=\$dir_$i new=\$new_$i"
+    [ -z "$new" ] || [ ! -e "$new" ] || { answer error "cannot rename in $dir" && return; }
     for name in SUBMITTED DONE FAILED; do
         [ "$name" != "$2" ] || continue
         clear_name "$dir" "$name"
@@ -543,7 +571,7 @@ publish_take() {
         eval "ns=\$${name}_$i"
         [ "$ns" != - ] && accepted "$ns" "$5" || continue
         clear_name "$dir" ".watchties.taken.$name"
-        mv -f "$dir/$name" "$dir/.watchties.taken.$name" && took=1
+        moves=$moves$dir/$name$TAB$dir/.watchties.taken.$name$NL took=1
     done
 }
 
@@ -1038,24 +1066,31 @@ wrapper_exit() {
     [ "$code" -le 128 ] || signal="signal=$((code - 128))$NL"
     [ "$marker" = DONE ] || cause="cause=exit$NL"
     [ -z "$killed" ] || cause="cause=cancelled$NL"
-    IFS=' '
-    # shellcheck disable=SC2046
-    set -- $(count_files)
-    IFS=$TAB
+    count_files
     two_digits $((took % 100))
-    write_new "$a/exit.new" "code=$code$NL${signal}began=$began${NL}ended=$iso${NL}seconds=$((took / 100)).$two
-files=${1-}${NL}bytes=${2-}${NL}host=$this_host${NL}boot=$this_boot$NL${killed:+killed=1$NL}" || return 1
     write_new "$dir/.watchties.new.$marker" "state=$marker${NL}attempt=$attempt${NL}token=$token${NL}exit=$code${NL}ended=$iso$NL$cause" ||
         return 1
-    mv -f "$a/exit.new" "$a/exit"
+    write_new "$a/exit" "code=$code$NL${signal}began=$began${NL}ended=$iso${NL}seconds=$((took / 100)).$two
+files=$files${NL}bytes=$bytes${NL}host=$this_host${NL}boot=$this_boot$NL${killed:+killed=1$NL}whole=yes$NL"
 }
 
-# count_files: print number and bytes of the regular files in the job, without what is ours (markers, record)
+# count_files: set $files and $bytes, of the regular files in the job, without what is ours (markers, record)
 count_files() {
     set -- . \( -path './.watchties*' -o -path ./PENDING -o -path ./SUBMITTED -o -path ./DONE -o -path ./FAILED -o -path ./CANCEL \) \
         -prune -o -type f
-    { find "$@" -printf '%s\n' || find "$@" -exec stat -c %s {} +; } 2>/dev/null | # the second is for busybox
-        awk '{ n++; bytes += $1 } END { printf "%d %.0f\n", n, bytes }'
+    IFS=$NL
+    # shellcheck disable=SC2046
+    set -- $({ find "$@" -printf '%s\n' || find "$@" -exec stat -c %s {} +; } 2>/dev/null) # the second is for busybox
+    IFS=$TAB files=$# bytes=0
+    for size; do
+        case $files$size in
+        ??????????*) # more than 31 bits may be needed, which is all that mksh has
+            bytes=$(printf '%s\n' "$@" | awk '{ bytes += $1 } END { printf "%.0f", bytes }')
+            return
+            ;;
+        esac
+        bytes=$((bytes + size))
+    done
 }
 
 # wrapper_publish: the marker stands, the other states' markers go; unless a newer attempt's stand there
