@@ -86,12 +86,14 @@ class Submission:
     def submit(self, jobs, begun=None):
         """Let the agent run the scheduler's command for each job, once, and take in what it said."""
         commands = {job: self.scheduler.submit_command(job, self.resources, self.options) for job in jobs}
-        for job, answer in self.agent.submit(commands, self.run.id, begun).items():
-            self.unknown.pop(job, None)
-            if answer.word == "replied":
-                self.hear(job, *answer.reply())
-            else:
-                self.run.retry(job, f"the agent on {self.run.host} did not submit it: {answer.detail()}")
+        answers = self.agent.submit(commands, self.run.id, begun)
+        with self.run.together():
+            for job, answer in answers.items():
+                self.unknown.pop(job, None)
+                if answer.word == "replied":
+                    self.hear(job, *answer.reply())
+                else:
+                    self.run.retry(job, f"the agent on {self.run.host} did not submit it: {answer.detail()}")
 
     def hear(self, job, code, out, err):
         """Settle a job by what the scheduler said, or remember that it said nothing of use."""
