@@ -35,12 +35,12 @@ class Submission:
 
     def carry_out(self, jobs):
         """Settle every job."""
-        with self.agent.begin_submit(self.run.id) as begun:
-            claims = self.agent.claim(jobs, self.run.id, self.evidence())
-            for job, claim in claims.items():
-                self.take_up(job, claim)
-            fresh = [job for job in jobs if claims[job].word in ("new", "held")]
-            self.submit(self.bring_inputs(fresh), begun)
+        claims = self.agent.claim(jobs, self.run.id, self.evidence())
+        for job, claim in claims.items():
+            self.take_up(job, claim)
+        if fresh := [job for job in jobs if claims[job].word in ("new", "held")]:
+            with self.agent.begin_submit(self.run.id) as begun:  # not before: a run has one short channel at a time
+                self.submit(self.bring_inputs(fresh), begun)
         self.submit(self.begun_anew(self.ask_by_name()))
         self.agent.forget_reply(self.useless)
         for job, why in self.unknown.items():

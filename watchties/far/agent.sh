@@ -18,6 +18,7 @@
 #   version
 #
 # Lines come on standard input, one a job, and are answered in their order; fields are separated by tabs, "-" is none.
+# Nothing is done, and no lock taken, before the first line has come: a caller may call before it knows what to say.
 # A line that begins with a tab continues the one before: x EXITCODE, o LINE of standard output, e LINE of standard error.
 # Exit code: 0 every line was answered, 2 usage, 75 try again later (the lock is held), anything else: broken.
 #
@@ -585,8 +586,8 @@ publish_tell() {
 do_claim() {
     use_data "$1"
     use_run "$2"
-    far_lock
     while read_chunk 100; do
+        [ -n "$locked" ] || far_lock
         each claim_directory
         make_directories
         each claim_take
