@@ -68,7 +68,8 @@ def begun(far, command):
     """
     nonce, (reader, writer) = ssh.new_nonce(), os.pipe()
     given = os.fdopen(writer, "wb")
-    with os.fdopen(reader, "rb") as taken, _child(ssh.argv(far, ssh.frame(nonce, far.root, command)), taken, None, outside_environment()) as ended:
+    argv = ssh.argv(far, ssh.frame(nonce, far.root, command))
+    with os.fdopen(reader, "rb") as taken, _child(argv, taken, None, outside_environment()) as ended:
         taken.close()  # or we would not learn that nobody reads
         waiting = Begun(given, lambda timeout: _answer(far, nonce, ended(timeout)))
         with waiting:

@@ -41,7 +41,8 @@ def far(control, host):
 def main(control, data, job=""):
     """Do the five steps and print how long they took."""
     words = {host: ssh.login(far(control, host), "bulk") for host in LOGINS}
-    names = {"data": data, "job": job, "web": LOGINS["vision"], "compute": LOGINS["b01"], "at_compute": shlex.join(words["b01"]), "run": RUN}
+    names = {"data": data, "job": job, "web": LOGINS["vision"], "compute": LOGINS["b01"]}
+    names |= {"at_compute": shlex.join(words["b01"]), "run": RUN}
     script = (ONE if job else ALL).format(**names)
     shell = " ".join(ssh.login(far(control, "HOST"), "bulk")[:-2]).replace("HOST", "%n")  # rsync adds the login; %n is its host
     env = os.environ | {"RSYNC_RSH": shell}

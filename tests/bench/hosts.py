@@ -76,7 +76,8 @@ def many_figure(site, bare, size):
         ours.append(1000 * through_watchties(site, names(f"many{number}", count), tell=number == 0) / count)
         by_hand.append(1000 * bare.steps(f"many{number}", names(f"many{number}", count)) / count)
     print(f"{count} at once: {figures.spread(ours)} ms a job; by hand: {figures.spread(by_hand)} ms a job")
-    return figures.Figure(f"{count} jobs at once over hosts, a job", statistics.median(ours), "ms", statistics.median(by_hand), 2.0, "ratio")
+    name = f"{count} jobs at once over hosts, a job"
+    return figures.Figure(name, statistics.median(ours), "ms", statistics.median(by_hand), 2.0, "ratio")
 
 
 def growth_figure(site, bare, counts):
