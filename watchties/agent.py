@@ -60,26 +60,36 @@ class Agent:
 
     # ---- one method a command; jobs in, job -> Answer out ----
 
-    def identify(self, jobs):
+    def begin(self, command, *args):
+        """Start a call now whose jobs follow later, while something else is under way; a context that gives what the method takes."""
+        return shell.begun(self.far, self._text(command, args))
+
+    def begin_submit(self, run):
+        return self.begin("submit", run, *self._setup())
+
+    def identify(self, jobs, begun=None):
         """Return job -> (PENDING, CANCEL, leftover), identities as text, "" for none; an Answer where it refuses."""
-        found = self.ask("identify", {job: [] for job in jobs})
+        found = self.ask("identify", {job: [] for job in jobs}, begun=begun)
         return {job: answer if answer.word in ("error", "missing") else _identities(answer) for job, answer in found.items()}
 
-    def publish(self, contents):
+    def publish(self, contents, begun=None):
         """Publish each job's marker on the web host; `contents`: job -> its fields. Details: PENDING, CANCEL that stand."""
         rows = {
             job: [job.marker, str(job.attempt), job.token, ",".join(map(str, job.accepted)), *pairs(fields)]
             for job, fields in contents.items()
         }
-        return self.ask("publish", rows)
+        return self.ask("publish", rows, begun=begun)
 
     def claim(self, jobs, run, evidence):
         return self.ask("claim", {job: [*_attempt(job), *evidence] for job in jobs}, run)
 
-    def submit(self, commands, run):
+    def submit(self, commands, run, begun=None):
         """Run a submit command (shell text) for each job: never tried again here, as the first call may be at work still."""
         rows = {job: [*_attempt(job), command] for job, command in commands.items()}
-        return self.ask("submit", rows, run, *([self.setup] if self.setup else []), once=True)
+        return self.ask("submit", rows, run, *self._setup(), once=True, begun=begun)
+
+    def _setup(self):
+        return [self.setup] if self.setup else []
 
     def forget_reply(self, jobs):
         """Move aside the stored reply of jobs that the scheduler has not taken: the next claim then says unknown.
@@ -115,23 +125,26 @@ class Agent:
         """Return shell text that finds the scheduler's commands: bsub is not on the PATH of a plain login."""
         return f"eval {_on_one_line(self.setup)} >/dev/null 2>&1; {text}" if self.setup and text else text
 
-    def ask(self, command, rows, *args, once=False):
-        return self.ask_all(command, rows, *args, once=once)[0]
+    def ask(self, command, rows, *args, **how):
+        return self.ask_all(command, rows, *args, **how)[0]
 
-    def ask_all(self, command, rows, *args, once=False):
-        """Return (job -> Answer, other answers) of one call. `rows`: job -> fields after its name.
+    def ask_all(self, command, rows, *args, once=False, begun=None):
+        """Return (job -> Answer, other answers) of one call. `rows`: job -> fields after its name. begun: the call, if it is begun.
 
         Raises Unreachable, NotNow (the agent asks to come back), CommandFailed (it is not there, or broken).
         """
         if not rows:
             return {}, []
         call = self._call if once else lambda *all_args: retry.network(self._call, *all_args)
-        text = call(command, args, "".join(_line(job.job, fields) for job, fields in rows.items()), BASE + PER_JOB * len(rows))
+        text = call(command, args, "".join(_line(job.job, fields) for job, fields in rows.items()), BASE + PER_JOB * len(rows), begun)
         return self._matched(command, rows, parse(text))
 
-    def _call(self, command, args, lines, timeout):
-        words = shlex.join(["sh", SCRIPT, command, self.data, *args])
-        code, out, err = shell.far(self.far, f"[ -r {SCRIPT} ] || exit {NO_SCRIPT}; {words}", stdin=lines, timeout=timeout)
+    def _text(self, command, args):
+        return f"[ -r {SCRIPT} ] || exit {NO_SCRIPT}; exec {shlex.join(['sh', SCRIPT, command, self.data, *args])}"
+
+    def _call(self, command, args, lines, timeout, begun=None):
+        result = begun.finish(lines, timeout) if begun else None
+        code, out, err = result or shell.far(self.far, self._text(command, args), stdin=lines, timeout=timeout)
         if code:
             raise self._failure(command, code, out, err)
         return out

@@ -8,8 +8,8 @@ import os
 import re
 import shlex
 
-from watchties import manifest, retry, shell
-from watchties.errors import CommandFailed, Unreachable
+from watchties import durable, manifest, retry, shell
+from watchties.errors import NotNow, Unreachable
 from watchties.model import depth
 from watchties.transfer import AGAIN, PARTIAL, RsyncFailed, rsync
 
@@ -131,6 +131,7 @@ def _once_more(jobs, step):
 
 def settle_on_disk(route):
     """Make durable what has come into the mirror: one syncfs, not a sync for each file."""
-    result = shell.run(["sync", "-f", route.mirror], timeout=600)
-    if result.code:
-        raise CommandFailed(["sync", "-f", route.mirror], *result, "the mirror's disk", transient=True)
+    try:
+        durable.sync_filesystem(route.mirror)
+    except OSError as error:
+        raise NotNow(f"the mirror's disk ({route.mirror}): {error.strerror}") from None

@@ -14,6 +14,7 @@ from watchties.record import GAVE_UP, LOST
 from watchties.seen import Decision, Start, Step, Wait, accepted_everything, open_cancel, stands, standing_request
 
 POLL_OLDER = 10  # a job is asked after every `poll`, or every tenth of its age if that is longer
+END_SOON = 5.0  # seconds after SUBMITTED in which an end that is seen is expected on the web host
 POLL_SELDOM = 900  # but at least so often, in seconds
 
 
@@ -135,8 +136,13 @@ def pull_open(record):
 
 
 def report(seen, world):
-    """Show SUBMITTED on the web host."""
-    if seen.record.phase == SUBMITTED and not seen.record.ended_as("report"):
+    """Show SUBMITTED on the web host; not if the job's end is seen already and can be shown soon: a report costs as much as a push."""
+    if seen.record.phase != SUBMITTED or seen.record.ended_as("report"):
+        return
+    until = float(seen.record.fields.get("since") or 0) + END_SOON
+    if seen.compute in FINAL and world.now < until:
+        yield Wait("report", "its end is to be shown instead", until)
+    else:
         yield from start(seen, world, "report", world.tree.web, "the web host is to show SUBMITTED", marker=SUBMITTED)
 
 

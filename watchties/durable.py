@@ -28,6 +28,15 @@ def sync(paths):
         _with_descriptor(path, lambda fd: _syncfs_once(fd, devices))
 
 
+def sync_filesystem(path):
+    """Make durable all that was written to the file system of a path."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _syncfs_once(fd, set())
+    finally:
+        os.close(fd)
+
+
 def _with_descriptor(path, action):
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -13,6 +13,7 @@ Must not know: rsync, agents, schedulers; or why the hook was started.
         hookkit.main(main)
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -63,7 +64,7 @@ class Run:
 
     def __init__(self, rule, host, run_id, config, jobs, result):
         self.rule, self.host, self.id, self.config, self.jobs, self.result = rule, host, run_id, config, jobs, result
-        self.settled = set()
+        self.settled, self._gathered = set(), None
 
     @classmethod
     def from_environment(cls, env=os.environ):
@@ -99,9 +100,26 @@ class Run:
     def failed(self, job, reason, **fields):
         self.settle([(job, "failed", reason, fields)])
 
+    @contextlib.contextmanager
+    def together(self):
+        """Have all that is settled within this context written and synced as one: for what is certain at the same moment."""
+        self._gathered = []
+        try:
+            yield
+        finally:
+            rows, self._gathered = self._gathered, None
+            self.settle(rows)
+
     def settle(self, rows):
         """Append (job, outcome, reason, fields) rows to the result file and sync it once: they count from now on."""
         rows = list(rows)
+        if self._gathered is not None:
+            self._gathered += rows
+        elif rows:
+            self._write(rows)
+        self.settled.update(job for job, *_ in rows)
+
+    def _write(self, rows):
         lines = [
             json.dumps({"tree": job.tree, "job": job.job, "outcome": outcome, "reason": one_line(reason), "fields": fields})
             for job, outcome, reason, fields in rows
@@ -110,7 +128,6 @@ class Run:
             file.write("".join(line + "\n" for line in lines).encode())
             file.flush()
             os.fsync(file.fileno())
-        self.settled.update(job for job, *_ in rows)
         for job, outcome, reason, _ in rows:
             print(f"{job.id}: {outcome}" + (f": {one_line(reason)}" if reason else ""))
 

@@ -4,6 +4,7 @@ Knows: how a process becomes a hook: session, descriptors, environment, working 
 Must not know: rules, jobs, the daemon. It is imported in the forkserver, so it imports next to nothing.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ class HookStart:
         """Run the hook and return its exit code (multiprocessing.spawn calls this by its name)."""
         from multiprocessing import forkserver
 
+        gc.freeze()  # what was preloaded stays: looking through it would cost more than the hook, and copy its memory
         lock = forkserver.get_inherited_fds()[-1]
         os.setsid()
         os.chdir(self.cwd)

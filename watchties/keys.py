@@ -8,8 +8,6 @@ import asyncio
 import os
 import shlex
 
-from watchties import ssh
-
 KEY = "~/.ssh/watchties"  # as README has it
 
 

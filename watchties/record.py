@@ -74,6 +74,9 @@ class Record:
         return self.ended.get(f"{rule}@{self.phase}", "")
 
 
+NAMES = tuple(f.name for f in fields(Record))
+
+
 # ---- transitions ----
 
 
@@ -229,7 +232,7 @@ def directory(job_dir):
 
 def dumps(record):
     """Return a record as the bytes of its file."""
-    plain = asdict(record)
+    plain = {name: getattr(record, name) for name in NAMES} | {"old": record.old and asdict(record.old)}  # asdict of all copies deeply
     return json.dumps({"version": VERSION, **plain.pop("extra"), **plain}, separators=(",", ":")).encode()
 
 

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from watchties.errors import AGAIN, UserError
 from watchties.model import OUTCOMES, JobId, Outcome, one_line
@@ -99,7 +99,7 @@ class RunDirs:
             with open(run.path("notice"), "w", encoding="utf-8") as file:
                 file.write(notice)
         with open(run.path("run.json.new"), "w", encoding="utf-8") as file:
-            json.dump(asdict(run) | {"jobs": None}, file)
+            json.dump(vars(run) | {"jobs": None}, file)
         os.rename(run.path("run.json.new"), run.path("run.json"))
 
     def collect(self, run, code):

@@ -24,6 +24,8 @@ from watchties.errors import CommandFailed, WatchtiesError
 
 FIRST_LOOK, LOOK = 2.0, 1.0  # seconds until a command's last words are looked at, if somebody wants to know, and between two looks
 TAIL = 1000  # bytes of them
+STALE = 30  # seconds for which a command may hold a channel and wait for its input
+PIPE = 65536  # bytes that a pipe takes though nobody reads (pipe(7)): so giving it all never blocks
 FEW = 50  # items in one command line: names are at most 512 bytes, and some commands name them twice
 PACKAGES = {"rsync": "rsync", "ssh": "openssh-client", "runuser": "util-linux", "sudo": "sudo", "sync": "coreutils"}
 
@@ -43,25 +45,8 @@ def run(argv, *, timeout, stdin=None, cwd=None, env=None, look=None):
     text or bytes, None for nothing. A command that is not there raises WatchtiesError, naming what to install.
     look(bytes), if given, is called once a second with the last that a long command has written to standard output.
     """
-    with _memory(stdin) as given, _memory() as out, _memory() as err:
-        warden, process = None, None
-        try:
-            with _undisturbed():
-                process = _start(argv, _in=given, _out=out, _err=err, **({"_cwd": cwd} if cwd else {}), **({"_env": env} if env else {}))
-            warden = _Warden(process, timeout, look and (lambda: look(_last(out))))
-            warden.start()
-            code = _wait(process)
-        except BaseException:  # SIGTERM among them: stop, with the child
-            if process is not None:  # its truth would wait for its end
-                _kill(process, process.terminate)
-            raise
-        finally:
-            if warden is not None:
-                warden.dismiss()
-        result = Result(code, _text(out), _text(err))
-    if warden.late:
-        raise CommandFailed(argv, result.code, result.out, result.err, f"not done after {timeout:g} s, stopped", transient=True)
-    return result
+    with _memory(stdin) as given, _child(argv, given, cwd, env) as ended:
+        return ended(timeout, look)
 
 
 def far(far, command, stdin=None, timeout=120):
@@ -71,9 +56,59 @@ def far(far, command, stdin=None, timeout=120):
     """
     nonce = ssh.new_nonce()
     argv = ssh.argv(far, ssh.frame(nonce, far.root, command))
-    result = run(argv, stdin=stdin, timeout=timeout, env=outside_environment())
+    return _answer(far, nonce, run(argv, stdin=stdin, timeout=timeout, env=outside_environment()))
+
+
+def _answer(far, nonce, result):
     payload, code = ssh.unframe(nonce, far.name, result.out, result.err)
     return Result(code, payload, result.err)
+
+
+@contextlib.contextmanager
+def begun(far, command):
+    """Start shell text in a host's root now, and yield a Begun that gives it its standard input later.
+
+    So that what comes before costs no more than itself: a channel is opened and a program started meanwhile. What is given
+    nothing must do nothing: it is stopped at the end, and its input closed if it has waited for too long.
+    """
+    nonce, (reader, writer) = ssh.new_nonce(), os.pipe()
+    given = os.fdopen(writer, "wb")
+    argv = ssh.argv(far, ssh.frame(nonce, far.root, command))
+    with os.fdopen(reader, "rb") as taken, _child(argv, taken, None, outside_environment()) as ended:
+        taken.close()  # or we would not learn that nobody reads
+        waiting = Begun(given, lambda timeout: _answer(far, nonce, ended(timeout)))
+        with waiting:
+            yield waiting
+
+
+class Begun:
+    """A command that waits for its standard input."""
+
+    def __init__(self, given, answer):
+        self._given, self._answer = [given], answer
+        self._timer = threading.Timer(STALE, self._close)
+
+    def __enter__(self):
+        self._timer.daemon = True
+        self._timer.start()
+
+    def __exit__(self, *_):
+        self._timer.cancel()
+        self._close()
+
+    def finish(self, stdin, timeout):
+        """Give it its input, wait for its end, and return what `far` does; None, nothing done, if it is used up or waits no more."""
+        data = stdin.encode("utf-8", "surrogateescape")
+        pipe = self._given.pop() if self._given and len(data) <= PIPE else None
+        if pipe is None:
+            return None
+        with contextlib.suppress(BrokenPipeError), pipe:  # one that has ended says why
+            pipe.write(data)
+        return self._answer(timeout)
+
+    def _close(self):
+        with contextlib.suppress(IndexError):  # whoever takes it closes it
+            self._given.pop().close()
 
 
 def chunks(items):
@@ -85,6 +120,34 @@ def chunks(items):
 def outside_environment(**more):
     """Return our environment without the hook's own variables: a job that runs on this machine inherits it."""
     return {key: value for key, value in os.environ.items() if not key.startswith("WATCHTIES_")} | more
+
+
+@contextlib.contextmanager
+def _child(argv, given, cwd, env):
+    """Start a command and yield a function (timeout) -> Result; one that is still at work in the end is told to stop."""
+    with _memory() as out, _memory() as err:
+        process = None
+        try:
+            with _undisturbed():
+                process = _start(argv, _in=given, _out=out, _err=err, **({"_cwd": cwd} if cwd else {}), **({"_env": env} if env else {}))
+            yield lambda timeout, look=None: _ended(argv, process, out, err, timeout, look)
+        finally:  # SIGTERM among the reasons
+            if process is not None:  # its truth would wait for its end
+                _kill(process, process.terminate)
+
+
+def _ended(argv, process, out, err, timeout, look):
+    """Wait for the end of a command and return its Result; it is killed when its time is over."""
+    warden = _Warden(process, timeout, look and (lambda: look(_last(out))))
+    warden.start()
+    try:
+        code = _wait(process)
+    finally:
+        warden.dismiss()
+    result = Result(code, _text(out), _text(err))
+    if warden.late:
+        raise CommandFailed(argv, result.code, result.out, result.err, f"not done after {timeout:g} s, stopped", transient=True)
+    return result
 
 
 def _start(argv, **how):

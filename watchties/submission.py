@@ -59,8 +59,9 @@ class Submission:
         claims = self.agent.claim(jobs, self.run.id, self.evidence())
         for job, claim in claims.items():
             self.take_up(job, claim)
-        fresh = [job for job in jobs if claims[job].word in ("new", "held")]
-        self.submit(self.bring_inputs(fresh))
+        if fresh := [job for job in jobs if claims[job].word in ("new", "held")]:
+            with self.agent.begin_submit(self.run.id) as begun:  # not before: a run has one short channel at a time
+                self.submit(self.bring_inputs(fresh), begun)
         self.submit(self.begun_anew(self.ask_by_name()))
         self.reject()
         self.agent.forget_reply(self.useless)
@@ -105,15 +106,17 @@ class Submission:
         failed = self.run.failures(sent)
         return [job for job in lists if job not in failed]
 
-    def submit(self, jobs):
+    def submit(self, jobs, begun=None):
         """Let the agent run the scheduler's command for each job, once, and take in what it said."""
         commands = {job: self.scheduler.submit_command(job, self.resources[job], self.options) for job in jobs}
-        for job, answer in self.agent.submit(commands, self.run.id).items():
-            self.unknown.pop(job, None)
-            if answer.word == "replied":
-                self.hear(job, *answer.reply())
-            else:
-                self.run.retry(job, f"the agent on {self.run.host} did not submit it: {answer.detail()}")
+        answers = self.agent.submit(commands, self.run.id, begun)
+        with self.run.together():
+            for job, answer in answers.items():
+                self.unknown.pop(job, None)
+                if answer.word == "replied":
+                    self.hear(job, *answer.reply())
+                else:
+                    self.run.retry(job, f"the agent on {self.run.host} did not submit it: {answer.detail()}")
 
     def hear(self, job, code, out, err):
         """Settle a job by what the scheduler said, or remember that it said nothing of use."""

@@ -17,10 +17,10 @@ def content(job):
     return known | {key: value for key, value in job.fields.items() if key not in INTERNAL and not isinstance(value, (dict, list))}
 
 
-def show(run, agent, jobs):
+def show(run, agent, jobs, begun=None):
     """Publish each job's state and settle it: done also where a newer one stands, or the job is gone from there."""
     rows = []
-    for job, answer in agent.publish({job: content(job) for job in jobs}).items():
+    for job, answer in agent.publish({job: content(job) for job in jobs}, begun).items():
         if answer.word in ("ok", "older", "missing"):
             pending, cancel = identities((*answer.details, "-", "-")[:2])
             note = {"older": "a newer state stands there", "missing": "the job is not there any more"}.get(answer.word, "")

@@ -3,7 +3,7 @@
     bench.py                 all figures (some minutes)
     bench.py --quick         smaller, to see whether it works; the figures say little
     bench.py --full          5,000 jobs as well, and more rounds
-    bench.py --only jobs     one of: trigger, finished, jobs, growth, schedulers (as root)
+    bench.py --only jobs     one of: trigger, finished, jobs, growth, hosts and schedulers (these two as root)
 
 Knows: which measurements there are, and what was promised of each.
 Must not know: how anything is measured.
@@ -25,24 +25,27 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 import figures  # noqa: E402  (found by the path above, as site_kit is)
 import finished  # noqa: E402
 import submissions  # noqa: E402
+import hosts  # noqa: E402
 import throughput  # noqa: E402
 import trigger  # noqa: E402
 
 PARTS = {"trigger": trigger.measure, "finished": finished.measure, "jobs": throughput.measure, "growth": throughput.measure_growth,
-         "schedulers": submissions.measure}  # fmt: skip
+         "hosts": hosts.measure, "schedulers": submissions.measure}  # fmt: skip
 
 
 class Size:
     """How much is measured. touches: of a marker; finished: jobs in the large tree; jobs, rounds: of the jobs figure;
-    growth: numbers of jobs at once; rest: seconds of watching an idle daemon."""
+    growth, host_growth: numbers of jobs at once; singles, delayed: jobs that go one at a time; rest: seconds of watching an idle
+    daemon."""
 
-    def __init__(self, touches, finished, jobs, rounds, growth, rest):
+    def __init__(self, touches, finished, jobs, rounds, growth, rest, singles, delayed, host_growth):
         self.touches, self.finished, self.jobs, self.rounds, self.growth, self.rest = touches, finished, jobs, rounds, growth, rest
+        self.singles, self.delayed, self.host_growth = singles, delayed, host_growth
 
 
-QUICK = Size(10, 5_000, 50, 1, (25, 50, 100), 3)
-USUAL = Size(50, 100_000, 1000, 2, (100, 300, 1000, 3000), 10)
-FULL = Size(200, 100_000, 1000, 4, (100, 300, 1000, 3000, 5000), 10)
+QUICK = Size(10, 5_000, 50, 1, (25, 50, 100), 3, 4, 2, (25, 50, 100))
+USUAL = Size(50, 100_000, 1000, 2, (100, 300, 1000, 3000), 10, 20, 10, (100, 300, 1000, 2000))
+FULL = Size(200, 100_000, 1000, 4, (100, 300, 1000, 3000, 5000), 10, 50, 20, (100, 300, 1000, 2000))
 
 
 def arguments():

@@ -75,3 +75,9 @@ def until_idle(pid, quiet=1.0, limit=600.0):
         if used - before > 0.002:
             busy = time.monotonic()
     return busy
+
+
+def inner_pid(pid):
+    """Return the pid, as it is here, of what the `nsenter` that is this process has started inside a host."""
+    below = descendants(pid)
+    return below[0] if below else pid

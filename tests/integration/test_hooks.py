@@ -42,11 +42,16 @@ def exit_file(site, name=NAME, attempt=1, token=None):
     return site.compute / name / ".watchties" / f"{attempt}.{token or site.token}" / "exit"
 
 
+def is_whole(exit_file):
+    """Return whether the wrapper has written its last line there."""
+    return exit_file.exists() and exit_file.read_text().endswith("whole=yes\n")
+
+
 def run_to_exit(site, name=NAME, **more):
     """Pull, submit, and wait for the wrapper's end; return the fields that the record would hold."""
     pull(site, name)
     fields = submit(site, name, **more).fields(name)
-    wait_for(lambda: exit_file(site, name, more.get("attempt", 1), more.get("token")).exists())
+    wait_for(lambda: is_whole(exit_file(site, name, more.get("attempt", 1), more.get("token"))))
     return fields
 
 
@@ -91,7 +96,7 @@ def test_jobs_of_a_batch_are_settled_each(site):
     ended = site.run_hook("submit", jobs)
     assert len({ended.fields(n)["id"] for n in names}) == 7
     for name, job in zip(names, jobs, strict=True):
-        wait_for(exit_file(site, name, token=job["token"]).exists)
+        wait_for(lambda: is_whole(exit_file(site, name, token=job["token"])))  # noqa: B023
     ended = site.run_hook("fetch", [job | {"marker": "DONE"} for job in jobs])
     assert all(ended.fields(n)["state"] == "DONE" for n in names)
 
@@ -218,7 +223,7 @@ def test_submit_twice_runs_once(site):
     pull(site)
     first, second = submit(site), submit(site)
     assert first.fields(NAME)["id"] == second.fields(NAME)["id"]
-    wait_for(exit_file(site).exists)
+    wait_for(lambda: is_whole(exit_file(site)))
     assert (site.base / "ran").read_text() == "run\n"
 
 
@@ -229,7 +234,7 @@ def test_claim_first_inputs_do_not_change_under_a_job_that_was_submitted(site):
     submit(site)
     put(site.mirror / NAME / "data.csv", "edited")
     submit(site)
-    wait_for(exit_file(site).exists)
+    wait_for(lambda: is_whole(exit_file(site)))
     assert (site.compute / NAME / "data.csv").read_text() == "1,2\n"
 
 
@@ -248,7 +253,7 @@ def test_an_intent_without_reply_is_asked_for_by_name_twice_before_it_is_submitt
     later = submit(site, fields={"asked": first.fields(NAME)["asked"] - 100})
     assert later.outcome(NAME) == "done"
     assert [row["fields"].get("asked") for row in later.rows] == [0, None]  # a crash in between asks twice again
-    wait_for(exit_file(site).exists)
+    wait_for(lambda: is_whole(exit_file(site)))
     assert (site.base / "ran").read_text() == "run\n"
 
 

@@ -93,7 +93,7 @@ def test_hostile_names_run(host):
         begun = fields(host.place(job) / "begun")
         assert begun["id"] == "id_1___x_" and begun["pid"] == begun["session"]
         assert {re.sub(r"\..*", ".", p.name) for p in host.place(job).iterdir()} == {"begun", "begun.", "exit"}
-        assert host.status(job) == ("exit", ended)
+        assert ended.pop("whole") == "yes" and host.status(job) == ("exit", ended)
     assert not list(host.data.parent.rglob("pwned"))
 
 

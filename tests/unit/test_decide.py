@@ -76,6 +76,13 @@ def test_one_life_in_order():
     assert step(ALL_DONE).what == "close"
 
 
+def test_submitted_is_not_reported_where_the_end_is_seen_already_unless_it_cannot_be_shown_soon():
+    young = replace(RUNNING, fields={"id": "7", "since": NOW - 1})
+    assert set(starts(young, compute=DONE)) == {"fetch"} and waits(young, compute=DONE)["report"].until == NOW + 4
+    assert set(starts(young)) == {"report"} and set(starts(young, compute="lost")) == {"report", "fetch"}
+    assert set(starts(young, compute=DONE, now=NOW + 4)) == {"report", "fetch"}
+
+
 def test_every_decision_has_a_reason():
     for rec in Record(), WAITING, AT_HOST, RUNNING, REPORTED, ENDED, PUSHED, ALL_DONE:
         assert look(rec).reason and "\n" not in look(rec).reason

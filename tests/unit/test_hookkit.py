@@ -94,6 +94,13 @@ def test_what_is_settled_counts_though_the_hook_is_killed(site):
     assert ended.code == -9 and [row["job"] for row in ended.rows] == ["a/1"]
 
 
+def test_what_is_settled_together_is_written_as_one_and_also_if_something_breaks_meanwhile(site):
+    count = "import os as o\nreal, calls = o.fsync, []\no.fsync = lambda fd: (calls.append(fd), real(fd))\n"
+    body = count + "with run.together():\n    for job in run.jobs:\n        run.done(job)\n    assert not calls\n    raise KeyError"
+    ended = run(site, body, ["a/1", "a/2"])
+    assert ended.code == 1 and [row["job"] for row in ended.rows] == ["a/1", "a/2"]
+
+
 def test_not_carried_is_given_up_after_a_few_times(site):
     body = "run.not_carried(run.jobs[0], errors.CommandFailed(['rsync'], 23, err='x: Permission denied'))"
     ended = run(site, body)

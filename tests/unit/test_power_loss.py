@@ -12,13 +12,13 @@ from watchties.errors import AGAIN
 FETCH = runpy.run_path(str(Path(__file__).resolve().parents[2] / "hooks" / "fetch"), run_name="fetch")
 
 
-def ended(tmp_path, sh, boot):
-    """Return what `status` answers of a job that ended on this host under a boot of that name."""
+def ended(tmp_path, sh, boot, last="whole=yes\n"):
+    """Return what `status` answers of a job that ended on this host under a boot of that name. last: line of its exit file."""
     make_job(tmp_path, "u/e")
     attempt = tmp_path / "u/e/.watchties/1.t1"
     attempt.mkdir(parents=True)
     host = Path("/proc/sys/kernel/hostname").read_text().strip()
-    (attempt / "exit").write_text(f"code=0\nfiles=3\nbytes=300\nhost={host}\nboot={boot}\n")
+    (attempt / "exit").write_text(f"code=0\nfiles=3\nbytes=300\nhost={host}\nboot={boot}\n{last}")
     return Agent(sh, tmp_path).one("status", line=["u/e", 1, "t1"])
 
 
@@ -31,6 +31,11 @@ def test_status_tells_that_the_host_has_booted_since(tmp_path, sh):
 def test_and_says_nothing_of_it_where_it_has_not(tmp_path, sh):
     answer = ended(tmp_path, sh, Path("/proc/sys/kernel/random/boot_id").read_text().strip())
     assert answer[0] == "exit" and "code=0" in answer and not any(word.startswith("rebooted") for word in answer)
+
+
+@every_shell
+def test_an_exit_file_that_has_been_cut_or_is_being_written_does_not_count(tmp_path, sh):
+    assert ended(tmp_path, sh, "another-boot", last="whole=ye")[0] == "none"
 
 
 class Result:

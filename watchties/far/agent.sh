@@ -18,6 +18,7 @@
 #   version
 #
 # Lines come on standard input, one a job, and are answered in their order; fields are separated by tabs, "-" is none.
+# Nothing is done, and no lock taken, before the first line has come: a caller may call before it knows what to say.
 # A line that begins with a tab continues the one before: x EXITCODE, o LINE of standard output, e LINE of standard error.
 # Exit code: 0 every line was answered, 2 usage, 75 try again later (the lock is held), anything else: broken.
 #
@@ -43,6 +44,7 @@ NL='
 USUAL_IFS=" $TAB$NL"
 IFS=$TAB # fields; "$*" joins with it
 set -f   # a job may be called *
+locked=
 set -u
 
 # ---- small tools ----
@@ -120,6 +122,7 @@ must_be_durable() {
 far_lock() {
     (: >>"$data/.watchties.lock") 2>/dev/null || broken 73 "cannot write $data/.watchties.lock"
     exec 9>>"$data/.watchties.lock"
+    locked=1
     flock -n 0 <&9 2>/dev/null && return
     case $(flock --help 2>&1) in
     *-w*) flock -w 60 0 <&9 && return ;;
@@ -198,6 +201,24 @@ move_aside() {
     mv -f "$1/$2" "$1/.watchties.junk.$2.$junk"
 }
 
+# rename_all: every FROM<tab>TO line of $moves. One program renames a whole batch where there is perl, as a program for each
+# job costs more than all else. What could not be renamed is still there
+rename_all() {
+    [ -n "$moves" ] || return 0
+    if [ "${#moves}" -gt 1000 ] && command -v perl >/dev/null 2>&1; then
+        printf '%s' "$moves" | perl -ne 'chomp; ($from, $to) = split /\t/; rename $from, $to'
+    else
+        IFS=$NL
+        # shellcheck disable=SC2086
+        set -- $moves
+        IFS=$TAB
+        for line; do
+            mv -f "${line%%"$TAB"*}" "${line#*"$TAB"}"
+        done
+    fi
+    moves=''
+} 2>/dev/null
+
 # write_new FILE TEXT: make FILE anew; never through a link that somebody has laid there
 write_new() {
     if [ -e "$1" ] || [ -L "$1" ]; then
@@ -228,9 +249,11 @@ read_fields() {
     done 2>/dev/null <"$1"
 }
 
-# read_exit: the fields of the attempt's `exit`; one that a power failure has emptied does not count
+# read_exit: the fields of the attempt's `exit`, up to its last line: one that is being written, or that a power failure has
+# cut, does not count
 read_exit() {
-    read_fields "$a/exit" && [ -n "$text" ]
+    read_fields "$a/exit" || return 1
+    case $text in *"${TAB}whole=yes") text=${text%"$TAB"*} ;; *) return 1 ;; esac
 }
 
 # newer_than ATTEMPT STATE TOKEN: a state marker in $dir is newer than that
@@ -257,7 +280,7 @@ read_chunk() {
         n=$((n + 1))
         eval "line_$n=\$line answer_$n= detail_$n= dir_$n= fresh_$n="
     done
-    garbage=''
+    garbage='' moves=''
     [ "$n" -gt 0 ]
 }
 
@@ -450,8 +473,8 @@ do_list() {
 do_publish() {
     use_data "$1"
     use_find
-    far_lock
     while read_chunk 200; do
+        [ -n "$locked" ] || far_lock # not before there is something to publish: a caller may have called early
         paths=''
         each publish_check
         junk_aside
@@ -461,9 +484,12 @@ do_publish() {
         remove_garbage
         must_be_durable
         each publish_rename
+        rename_all
+        each publish_renamed
         remove_garbage
         took=''
         each publish_take
+        rename_all
         if [ -n "$took" ]; then
             identities
             each publish_restore
@@ -520,13 +546,18 @@ publish_write() {
     answer error "cannot write in $dir (disk full? not allowed?)"
 }
 
-# publish_rename JOB STATE: the marker stands; then the other states' markers go
+# publish_rename JOB STATE: the marker is to stand
 publish_rename() {
     eval "dir=\$dir_$i new=\$new_$i"
-    if [ -n "$new" ]; then
-        clear_name "$dir" "$2"
-        mv -f "$new" "$dir/$2" || { answer error "cannot rename in $dir" && return; }
-    fi
+    [ -n "$new" ] || return 0
+    clear_name "$dir" "$2"
+    moves=$moves$new$TAB$dir/$2$NL
+}
+
+# publish_renamed JOB STATE: it stands; then the other states' markers go
+publish_renamed() {
+    eval "dir=\$dir_$i new=\$new_$i"
+    [ -z "$new" ] || [ ! -e "$new" ] || { answer error "cannot rename in $dir" && return; }
     for name in SUBMITTED DONE FAILED; do
         [ "$name" != "$2" ] || continue
         clear_name "$dir" "$name"
@@ -541,7 +572,7 @@ publish_take() {
         eval "ns=\$${name}_$i"
         [ "$ns" != - ] && accepted "$ns" "$5" || continue
         clear_name "$dir" ".watchties.taken.$name"
-        mv -f "$dir/$name" "$dir/.watchties.taken.$name" && took=1
+        moves=$moves$dir/$name$TAB$dir/.watchties.taken.$name$NL took=1
     done
 }
 
@@ -555,8 +586,8 @@ publish_tell() {
 do_claim() {
     use_data "$1"
     use_run "$2"
-    far_lock
     while read_chunk 100; do
+        [ -n "$locked" ] || far_lock
         each claim_directory
         make_directories
         each claim_take
@@ -1135,24 +1166,31 @@ wrapper_exit() {
     [ "$code" -le 128 ] || signal="signal=$((code - 128))$NL"
     [ "$marker" = DONE ] || cause="cause=exit$NL"
     [ -z "$killed" ] || cause="cause=cancelled$NL"
-    IFS=' '
-    # shellcheck disable=SC2046
-    set -- $(count_files)
-    IFS=$TAB
+    count_files
     two_digits $((took % 100))
-    write_new "$a/exit.new" "code=$code$NL${signal}began=$began${NL}ended=$iso${NL}seconds=$((took / 100)).$two
-files=${1-}${NL}bytes=${2-}${NL}host=$this_host${NL}boot=$this_boot$NL${killed:+killed=1$NL}" || return 1
     write_new "$dir/.watchties.new.$marker" "state=$marker${NL}attempt=$attempt${NL}token=$token${NL}exit=$code${NL}ended=$iso$NL$cause" ||
         return 1
-    mv -f "$a/exit.new" "$a/exit"
+    write_new "$a/exit" "code=$code$NL${signal}began=$began${NL}ended=$iso${NL}seconds=$((took / 100)).$two
+files=$files${NL}bytes=$bytes${NL}host=$this_host${NL}boot=$this_boot$NL${killed:+killed=1$NL}whole=yes$NL"
 }
 
-# count_files: print number and bytes of the regular files in the job, without what is ours (markers, record)
+# count_files: set $files and $bytes, of the regular files in the job, without what is ours (markers, record)
 count_files() {
     set -- . \( -path './.watchties*' -o -path ./PENDING -o -path ./SUBMITTED -o -path ./DONE -o -path ./FAILED -o -path ./CANCEL \) \
         -prune -o -type f
-    { find "$@" -printf '%s\n' || find "$@" -exec stat -c %s {} +; } 2>/dev/null | # the second is for busybox
-        awk '{ n++; bytes += $1 } END { printf "%d %.0f\n", n, bytes }'
+    IFS=$NL
+    # shellcheck disable=SC2046
+    set -- $({ find "$@" -printf '%s\n' || find "$@" -exec stat -c %s {} +; } 2>/dev/null) # the second is for busybox
+    IFS=$TAB files=$# bytes=0
+    for size; do
+        case $files$size in
+        ??????????*) # more than 31 bits may be needed, which is all that mksh has
+            bytes=$(printf '%s\n' "$@" | awk '{ bytes += $1 } END { printf "%.0f", bytes }')
+            return
+            ;;
+        esac
+        bytes=$((bytes + size))
+    done
 }
 
 # wrapper_publish: the marker stands, the other states' markers go; unless a newer attempt's stand there
