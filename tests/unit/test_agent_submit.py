@@ -305,7 +305,7 @@ def test_what_the_scheduler_wrote_about_an_attempt_is_told_with_its_status(agent
     agent.run("claim", "R1", lines=[line])
     agent.run("submit", "R1", lines=[[*line, 'echo "killed: too big" >"$WT_SAID"']])
     assert agent.run("status", lines=[line]) == [["u/e", "submitted"], ["", "e", "killed: too big"]]
-    (place(agent) / "exit").write_text("code=0\n")
+    (place(agent) / "exit").write_text("code=0\nwhole=yes\n")
     assert agent.run("status", lines=[line])[0][:3] == ["u/e", "exit", "code=0"] and not agent.run("status", lines=[line])[1:]
 
 
