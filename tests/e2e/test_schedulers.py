@@ -141,7 +141,8 @@ def assert_no_reply_came(site, cuts):
 def test_every_end_has_its_own_cause_in_the_schedulers_words(cluster):
     lab = cluster
     limits = '[host.elgato.resources]\nmemory = "150MB"\nwalltime = "60s"\n[host.sge.resources]\nwalltime = "12s"\n'
-    with LabSite(lab, compute=("elgato", "sge"), change=lambda text: as_schedulers(text) + limits) as site:
+    with LabSite(lab, compute=("elgato", "sge"), daemon='grace = "15s"',
+                 change=lambda text: as_schedulers(text) + limits) as site:  # fmt: skip
         wanted = {"time": SLEEP, "memory": OVER_MEMORY, "cancelled": SLEEP}
         jobs = {f"ann/slurm {cause}": (cause, "elgato") for cause in ("time", "memory", "cancelled")}
         jobs |= {"bob/sge time": ("time", "sge"), "bob/sge cancelled": ("cancelled", "sge")}

@@ -77,7 +77,8 @@ def record_sge(lab, folder):
     ask.submit(sge, "submit-bad-resource", "wt.bad2", options=["-l", "foo=3"])
     ask.submit(sge, "submit-bad-option", "wt.bad3", options=["-frobnicate"])
     ask.submit(sge, "submit-waits", "wt.waits", options=["-h"])
-    time.sleep(9)
+    while lab.on("sge", ["bash", "-c", f"{SGE}qacct -j 4"], check=False).returncode:  # up to a minute late
+        time.sleep(1)
     ask.ask("query", sge.query_command(["1", "2", "3", "4", "5", "99"]))
     ask.ask("find", sge.find_command(["wt.long", "wt.done", "wt.never", "wt.waits"]))
     ask.ask("cancel", sge.cancel_command("2", "wt.long"))

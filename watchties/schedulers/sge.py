@@ -56,7 +56,7 @@ def parse_submit(code, out, err):
     said, ids = failure_text(out, err), re.findall(r"^(\d+)$", out, re.MULTILINE)
     if code == 0 and ids:
         return Submitted(ids[-1])
-    if PERHAPS.search(err) and "unable to contact" not in err.lower():
+    if PERHAPS.search(err) and not re.search("unable to contact|connection refused", err, re.IGNORECASE):
         return Unknown(said)
     if code and LATER.search(err):
         return NotNow(said)
