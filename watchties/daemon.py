@@ -52,7 +52,7 @@ class Daemon:
         self.teller.on_notice = lambda subject, text: self._notices.put(subject, text)
         self.watches = {n: MirrorWatch(t.root, t.jobs, t.backend) for n, t in config.tree.items()}
         self.links = {name: self._link(name) for name in config.host if relays.trees_of(config, name)}
-        self.stop, self._tasks, self._scans, self._told_down = asyncio.Event(), set(), {}, set()
+        self.stop, self._tasks, self._scans = asyncio.Event(), set(), {}
         self._engine, self._broken = asyncio.ensure_future(asyncio.sleep(0)), None
         self._notices = Notices(config.find_rule("notice"), hooks["notice"], self.dirs, self.runner, self.teller)
 
@@ -232,9 +232,7 @@ class Daemon:
         self.engine.host_is(host)
         if news:
             log.info("host %s is up again", host)
-        if host in self._told_down:
-            self._told_down.discard(host)
-            self.teller.notice(f"host {host} is up again", "")
+        self._notices.over(f"host {host}", f"host {host} is up again")
 
     def _host_failed(self, host, reason):
         if host in self.links:
@@ -269,13 +267,16 @@ class Daemon:
                 self.engine.blocked.pop(name, None)
         if before.keys() != self.engine.blocked.keys():
             self.engine.touch_all()
-            for name in self.engine.blocked.keys() - before.keys():
-                self.teller.notice(f"tree {name} takes nothing more", self.engine.blocked[name])
+        for name in self.config.tree:
+            if name in self.engine.blocked:
+                self._notices.trouble(f"tree {name}", f"tree {name} takes nothing more", f"{self.engine.blocked[name]}\n")
+            else:
+                self._notices.over(f"tree {name}", f"tree {name} takes jobs again")
 
     def _look_at_hosts(self):
         for name, link in self.links.items():
             since = link.breaker.since
-            if link.breaker.down and name not in self._told_down and time.time() - since > self.config.daemon.host_down_notice:
-                self._told_down.add(name)
+            if link.breaker.down and time.time() - since > self.config.daemon.host_down_notice:
                 when = time.strftime("%Y-%m-%d %H:%M", time.localtime(since))
-                self.teller.notice(f"host {name} is down since {when}", f"{link.breaker.reason}\nIts jobs wait; the others go on.\n")
+                text = f"{link.breaker.reason}\nIts jobs wait; the others go on.\n"
+                self._notices.trouble(f"host {name}", f"host {name} is down since {when}", text)
