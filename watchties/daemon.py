@@ -29,6 +29,7 @@ RESCAN_PAUSE = 0.5  # seconds before a mirror is scanned once more: after an ove
 REBUILD = 500  # jobs of which the journal is told at once
 SLICE = 0.02  # seconds that a scan may keep the loop to itself
 GLANCE = 2.0  # seconds between two looks at the disk and at hosts that are down
+AMPLE = 1.1  # times disk_floor: so much must be free before a disk that was full is told to be well again
 SHUTDOWN = 12.0  # seconds for hooks that were told to stop
 
 log = logging.getLogger("watchties")
@@ -252,26 +253,18 @@ class Daemon:
             self.manager.stands(systemd.how_it_stands(self.engine))
 
     def _look_at_disks(self):
-        floor, before = self.config.daemon.disk_floor, dict(self.engine.blocked)
+        before = dict(self.engine.blocked)
         for name, tree in self.config.tree.items():
-            try:
-                free = shutil.disk_usage(tree.root).free
-            except OSError as error:
-                free = None
-                self.engine.blocked[name] = f"{tree.root} cannot be read ({error.strerror}); nothing is brought there"
-            if free is not None and free < floor:
-                self.engine.blocked[name] = (
-                    f"only {free >> 20} MB are free at {tree.root}, less than disk_floor ({floor >> 20} MB); make room"
-                )
-            elif free is not None:
+            why, ample = disk_trouble(tree.root, self.config.daemon.disk_floor)
+            if why:
+                self.engine.blocked[name] = why
+                self._notices.trouble(f"tree {name}", f"tree {name} takes nothing more", f"{why}\n")
+            else:
                 self.engine.blocked.pop(name, None)
+            if ample:
+                self._notices.over(f"tree {name}", f"tree {name} takes jobs again")
         if before.keys() != self.engine.blocked.keys():
             self.engine.touch_all()
-        for name in self.config.tree:
-            if name in self.engine.blocked:
-                self._notices.trouble(f"tree {name}", f"tree {name} takes nothing more", f"{self.engine.blocked[name]}\n")
-            else:
-                self._notices.over(f"tree {name}", f"tree {name} takes jobs again")
 
     def _look_at_hosts(self):
         for name, link in self.links.items():
@@ -280,3 +273,14 @@ class Daemon:
                 when = time.strftime("%Y-%m-%d %H:%M", time.localtime(since))
                 text = f"{link.breaker.reason}\nIts jobs wait; the others go on.\n"
                 self._notices.trouble(f"host {name}", f"host {name} is down since {when}", text)
+
+
+def disk_trouble(root, floor):
+    """Return (why nothing may be brought to a mirror, or "", whether there is so much room that it will not be so again at once)."""
+    try:
+        free = shutil.disk_usage(root).free
+    except OSError as error:
+        return f"{root} cannot be read ({error.strerror}); nothing is brought there", False
+    if free < floor:
+        return f"only {free >> 20} MB are free at {root}, less than disk_floor ({floor >> 20} MB); make room", False
+    return "", free >= floor * AMPLE
