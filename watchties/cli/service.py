@@ -25,7 +25,8 @@ def run(places, check):
 
     \b
     Example:  watchties run
-              watchties run --check && kill -HUP $(cat ~/.local/state/watchties/daemon.lock)
+              watchties run --check
+              kill -HUP $(cat ~/.local/state/watchties/daemon.lock)
     """
     from watchties.serve import serve
 
