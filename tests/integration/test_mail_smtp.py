@@ -1,5 +1,6 @@
 """Letters against a real SMTP server: down, refusing for now, refusing one user for good, closing, with TLS and a login."""
 
+import base64
 import datetime
 import email
 import email.policy
@@ -312,6 +313,19 @@ def test_the_mail_hook_with_no_server_there_says_again_for_all(tmp_path):
     code, told, out, err = run_hook(tmp_path, "mail", config(port := free_port()), [told_job(tmp_path, f"{user}/E") for user in "ab"])
     assert (code, err) == (0, "") and set(told.values()) == {("retry", f"mail server localhost:{port}: Connection refused")}
     assert out.count("again in") == retry.TRIES - 1
+
+
+def test_no_password_is_written_anywhere_whether_it_is_right_or_wrong(secure, certificate, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", certificate[1])
+    inbox, port = secure
+    for password, way in ("s3cret", "done"), ("wr0ngly-kept", "retry"):
+        keys = login(tmp_path, f"{password}\n")
+        code, told, out, err = run_hook(tmp_path, "mail", config(port, **keys), [told_job(tmp_path, "al/E")])
+        assert code == 0 and told["al/E"][0] == way, (told, out, err)
+        files = [path for path in tmp_path.rglob("*") if path.is_file() and path != Path(keys["password_file"])]
+        written = b"".join(path.read_bytes() for path in files) + f"{out}{err}{told}".encode()
+        assert password.encode() not in written and base64.b64encode(password.encode()) not in written
+    assert inbox.users() == ["al"]
 
 
 def msmtp(tmp_path, port, **more):
