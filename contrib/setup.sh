@@ -22,6 +22,7 @@ if [ "$kind" = test ]; then
     need faketime faketime # a clock that is wrong, for tests of `watchties check`
     need groff groff-base
     need mandoc mandoc
+    need msmtp msmtp # a sendmail program
 fi
 if [ "$kind" = test ] && [ "$(id -u)" = 0 ]; then # hosts in network namespaces, for tests/e2e: nobody else can make them
     need ip iproute2

@@ -29,6 +29,7 @@ RESCAN_PAUSE = 0.5  # seconds before a mirror is scanned once more: after an ove
 REBUILD = 500  # jobs of which the journal is told at once
 SLICE = 0.02  # seconds that a scan may keep the loop to itself
 GLANCE = 2.0  # seconds between two looks at the disk and at hosts that are down
+AMPLE = 1.1  # times disk_floor: so much must be free before a disk that was full is told to be well again
 SHUTDOWN = 12.0  # seconds for hooks that were told to stop
 
 log = logging.getLogger("watchties")
@@ -52,7 +53,7 @@ class Daemon:
         self.teller.on_notice = lambda subject, text: self._notices.put(subject, text)
         self.watches = {n: MirrorWatch(t.root, t.jobs, t.backend) for n, t in config.tree.items()}
         self.links = {name: self._link(name) for name in config.host if relays.trees_of(config, name)}
-        self.stop, self._tasks, self._scans, self._told_down = asyncio.Event(), set(), {}, set()
+        self.stop, self._tasks, self._scans = asyncio.Event(), set(), {}
         self._engine, self._broken = asyncio.ensure_future(asyncio.sleep(0)), None
         self._notices = Notices(config.find_rule("notice"), hooks["notice"], self.dirs, self.runner, self.teller)
 
@@ -232,9 +233,7 @@ class Daemon:
         self.engine.host_is(host)
         if news:
             log.info("host %s is up again", host)
-        if host in self._told_down:
-            self._told_down.discard(host)
-            self.teller.notice(f"host {host} is up again", "")
+        self._notices.over(f"host {host}", f"host {host} is up again")
 
     def _host_failed(self, host, reason):
         if host in self.links:
@@ -254,28 +253,34 @@ class Daemon:
             self.manager.stands(systemd.how_it_stands(self.engine))
 
     def _look_at_disks(self):
-        floor, before = self.config.daemon.disk_floor, dict(self.engine.blocked)
+        before = dict(self.engine.blocked)
         for name, tree in self.config.tree.items():
-            try:
-                free = shutil.disk_usage(tree.root).free
-            except OSError as error:
-                free = None
-                self.engine.blocked[name] = f"{tree.root} cannot be read ({error.strerror}); nothing is brought there"
-            if free is not None and free < floor:
-                self.engine.blocked[name] = (
-                    f"only {free >> 20} MB are free at {tree.root}, less than disk_floor ({floor >> 20} MB); make room"
-                )
-            elif free is not None:
+            why, ample = disk_trouble(tree.root, self.config.daemon.disk_floor)
+            if why:
+                self.engine.blocked[name] = why
+                self._notices.trouble(f"tree {name}", f"tree {name} takes nothing more", f"{why}\n")
+            else:
                 self.engine.blocked.pop(name, None)
+            if ample:
+                self._notices.over(f"tree {name}", f"tree {name} takes jobs again")
         if before.keys() != self.engine.blocked.keys():
             self.engine.touch_all()
-            for name in self.engine.blocked.keys() - before.keys():
-                self.teller.notice(f"tree {name} takes nothing more", self.engine.blocked[name])
 
     def _look_at_hosts(self):
         for name, link in self.links.items():
             since = link.breaker.since
-            if link.breaker.down and name not in self._told_down and time.time() - since > self.config.daemon.host_down_notice:
-                self._told_down.add(name)
+            if link.breaker.down and time.time() - since > self.config.daemon.host_down_notice:
                 when = time.strftime("%Y-%m-%d %H:%M", time.localtime(since))
-                self.teller.notice(f"host {name} is down since {when}", f"{link.breaker.reason}\nIts jobs wait; the others go on.\n")
+                text = f"{link.breaker.reason}\nIts jobs wait; the others go on.\n"
+                self._notices.trouble(f"host {name}", f"host {name} is down since {when}", text)
+
+
+def disk_trouble(root, floor):
+    """Return (why nothing may be brought to a mirror, or "", whether there is so much room that it will not be so again at once)."""
+    try:
+        free = shutil.disk_usage(root).free
+    except OSError as error:
+        return f"{root} cannot be read ({error.strerror}); nothing is brought there", False
+    if free < floor:
+        return f"only {free >> 20} MB are free at {root}, less than disk_floor ({floor >> 20} MB); make room", False
+    return "", free >= floor * AMPLE

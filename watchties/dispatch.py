@@ -49,7 +49,7 @@ class Dispatch:
     def offer(self, job, start):
         """Queue a job for the run that it may have; return why it cannot begin at once, or ""."""
         if not self.may(job.id, start.rule):
-            return ""
+            return f"{start.rule} is left to the next pass"
         lane, bounded = self.lane(start.rule, start.host), needs_room(job, start)
         lane.offer(job.id, job.user, job.record.size, bounded)
         room = self._room(lane, Counter()) if bounded else None

@@ -87,9 +87,9 @@ async def hosts(config):
 
     as_dict, nonce = plain(config), ssh.new_nonce()
     begin, asked = f"{MARK}{nonce}.", []
-    for number, (name, host) in enumerate(config.host.items()):
+    for index, (name, host) in enumerate(config.host.items()):
         data = {tree.name: (tree.path[name], tree.jobs) for tree in config.tree.values() if name in tree.hosts()}
-        asked.append(Host(ssh.from_config(as_dict, name), host, data, f"{begin}{number}"))
+        asked.append(Host(ssh.from_config(as_dict, name), host, data, f"{begin}{index}"))
     try:
         found = await asyncio.gather(*(one_host(host) for host in asked))
         answering = [host for host, (answers, _) in zip(asked, found, strict=True) if answers]

@@ -14,14 +14,15 @@ import ssl
 import stat
 from pathlib import Path
 
-from watchties.errors import CommandFailed, Rejected, Transient, WatchtiesError
+from watchties.errors import Rejected, Transient, WatchtiesError
 from watchties.letter import choose_address, compose, compose_notice  # noqa: F401  (one module for the hooks)
 from watchties.model import Outcome, one_line
 
 PORT, TLS_PORT = 25, 465  # 465: TLS from the first byte (RFC 8314)
 TIMEOUT = 30  # seconds that a server may be silent
 PROGRAM_TIMEOUT = 120  # seconds
-EX_TEMPFAIL = 75
+REFUSED = {65, 67, 68}  # EX_DATAERR, EX_NOUSER, EX_NOHOST: about this letter. All else may pass, or be put right: msmtp ends
+# with 69 where the server says 450, with 77 or 78 where its own configuration is wrong
 NOT_SET_UP = "no mail is set up: [mail] has neither server, sendmail nor folder"
 TAIL_LINES, TAIL_BYTES = 15, 8192
 
@@ -94,8 +95,8 @@ class Sendmail(Nowhere):
         except WatchtiesError as e:  # it is not there, say: no letter's fault
             raise Transient(str(e)) from e
         if result.code:
-            failure = CommandFailed(argv, result.code, result.out, result.err)
-            raise (Transient if result.code == EX_TEMPFAIL else Rejected)(failure.reason())
+            said = one_line(result.err.strip() or result.out.strip())  # the whole: the server's words may stand in any line
+            raise (Rejected if result.code in REFUSED else Transient)(f"{argv[0]} ended with {result.code}: {said}".rstrip(": "))
         return ""
 
 

@@ -1,15 +1,16 @@
 """Notices for the administrator: kept on disk, gathered, and sent by the notice hook until it succeeds.
 
 Knows: how often the administrator may be written to, and that a notice is tried again while the mail server is down, also by the
-next daemon. Whether the daemon before this one has ended as it should.
+next daemon. Which trouble the administrator was told of and is not over. Whether the daemon before this one has ended as it should.
 Must not know: what a notice is about.
 
 A notice is a file in `notices` of the state directory, its subject the first line, until it was sent. Its name is the moment, so that
-a repeat of a notice has the same text, and with it the same Message-ID.
+a repeat of a notice has the same text, and with it the same Message-ID. A file in `told` is named like a trouble that was told.
 """
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -18,6 +19,8 @@ from watchties import durable
 
 GAP = 60.0  # seconds between two mails to the administrator
 
+log = logging.getLogger("watchties")
+
 
 class Notices:
     """A queue of (subject, text). rule: the notice rule; hook: the path of its hook."""
@@ -25,7 +28,10 @@ class Notices:
     def __init__(self, rule, hook, dirs, runner, teller):
         self.rule, self.hook, self.dirs, self.runner, self.teller = rule, hook, dirs, runner, teller
         self.folder, self._alive = os.path.join(dirs.state, "notices"), os.path.join(dirs.state, "alive")
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        self._told_in = os.path.join(dirs.state, "told")
+        for folder in self.folder, self._told_in:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+        self._told = set(os.listdir(self._told_in))
         self._news, self._unwritten, self._begun = asyncio.Event(), [], False
 
     def put(self, subject, text):
@@ -36,6 +42,24 @@ class Notices:
             self.teller.problem("notice", str(error))
             self._unwritten.append((name, whole))
         self._news.set()
+
+    def trouble(self, what, subject, text):
+        """Have trouble told, once until it is `over`, whatever daemons are at work meanwhile. what: its name, that of a file."""
+        if what not in self._told:
+            log.warning("%s", subject)
+            self.put(subject, text)
+            self._told.add(what)
+            with contextlib.suppress(OSError):  # a disk that is full, say: then the next daemon tells it once more
+                open(os.path.join(self._told_in, what), "w").close()
+
+    def over(self, what, subject, text=""):
+        """Have told that a trouble is over, if it was told."""
+        if what in self._told:
+            log.warning("%s", subject)
+            self.put(subject, text)
+            self._told.discard(what)
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self._told_in, what))
 
     def begin(self):
         """Return whether the daemon before this one has ended without saying so: killed, or the machine went down."""

@@ -30,7 +30,7 @@ def serve(load, state):
 
 
 def serve_once(one):
-    """Run a OnePass, made by one() in its loop, until it ends by itself; return (it, whether a daemon takes over, whether it was told to end).
+    """Run a OnePass, made by one() in its loop, until it ends by itself; return (it, does a daemon take over, was it told to end).
 
     SIGTERM and SIGINT end it before, as they end a daemon; SIGHUP leaves the hooks at work to whoever sends it. The caller
     holds the lock.

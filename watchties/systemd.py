@@ -5,6 +5,7 @@ Must not know: what the daemon does. Without systemd all of it says nothing.
 """
 
 import asyncio
+import socket
 import time
 
 import systemd_watchdog
@@ -21,13 +22,30 @@ class Manager(systemd_watchdog.WatchDog):
 
     def __init__(self):
         super().__init__()
-        self.note = ""
+        self.note, self._unsent = "", {}
 
     async def beat_for_ever(self):
         """Tell that the loop goes round, from the loop itself: one that hangs tells nothing, and is restarted."""
         while True:
             self.notify()
             await asyncio.sleep(min(BEAT, self.timeout / 4e6))
+
+    def _send(self, msg):
+        """Send a message, or keep it for the next one: a manager that does not read must not stop the loop.
+
+        Of each kind the last is kept: none is lost that still says what is true, and they stay in their order.
+        """
+        if not self.is_enabled:
+            return
+        kind = msg.partition("=")[0]
+        self._unsent.pop(kind, None)
+        self._unsent[kind] = msg
+        for kind, text in list(self._unsent.items()):
+            try:
+                self._socket.sendto(text.encode("utf-8", "replace"), socket.MSG_DONTWAIT, self._address)
+            except (BlockingIOError, ConnectionError, FileNotFoundError):  # it is busy, or being executed anew
+                return
+            del self._unsent[kind]
 
     def stands(self, text):
         """Say how things stand."""

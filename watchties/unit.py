@@ -53,7 +53,7 @@ def program():
     """Return the absolute path of the watchties that runs; raise WatchtiesError if it does not run by that."""
     found = os.path.join(os.path.dirname(os.path.abspath(sys.executable)), "watchties")
     if NOT_IN_PROGRAM & set(found):
-        raise WatchtiesError(f"systemd starts no program with a quote, a backslash or a dollar sign in its path: {found}; install elsewhere")
+        raise WatchtiesError(f"systemd starts no program with a quote, backslash or dollar sign in its path: {found}; install elsewhere")
     try:
         said = subprocess.run([found, "--version"], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PATIENCE).stdout
     except OSError as error:

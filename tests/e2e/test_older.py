@@ -107,6 +107,8 @@ def test_get_and_submit_are_a_pipeline_and_the_relay_ends_with_its_reader(site):
     assert done.returncode == 1 and done.stdout == "".join(f"{j}: SUBMITTED, attempt 1 on b01\n" for j in (job, later)), done
     assert "watchties: no/such: no PENDING stands for it, on vision or in the mirror\n" in done.stderr
     assert "watchties: not-a-job: not-a-job: not 2 directories deep" in done.stderr and done.stderr.count("\n") == 3
+    waits = site.watchties("status", later).stdout
+    assert "poll is left to the next pass" in waits and "is asked how it stands" not in waits, waits
     assert "2 DONE" in site.watchties("transfer").stdout and [site.runs(j) for j in (job, later)] == [1, 1]
 
 

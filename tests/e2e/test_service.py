@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -140,7 +141,9 @@ def test_reload_takes_what_is_right_and_tells_what_is_wrong(service):
     right = path.read_text()
     try:
         path.write_text(right.replace("[daemon]", "[daemon]\ngrice = 1"))
-        service.ctl("reload", "watchties")
+        with pytest.raises(subprocess.CalledProcessError) as refused:  # whoever typed it is told at once
+            service.ctl("reload", "watchties")
+        assert "failed" in refused.value.stderr and service.show("ActiveState") in ("active", "reloading")
         service.until("told", lambda: "the configuration was not taken, the former one stays" in service.show("StatusText"))
         assert "grice" in service.show("StatusText")
         service.until("at work", lambda: service.show("ActiveState") == "active")

@@ -1,10 +1,13 @@
 """Letters against a real SMTP server: down, refusing for now, refusing one user for good, closing, with TLS and a login."""
 
+import base64
 import datetime
 import email
 import email.policy
 import json
 import os
+import shlex
+import shutil
 import socket
 import ssl
 import subprocess
@@ -310,6 +313,49 @@ def test_the_mail_hook_with_no_server_there_says_again_for_all(tmp_path):
     code, told, out, err = run_hook(tmp_path, "mail", config(port := free_port()), [told_job(tmp_path, f"{user}/E") for user in "ab"])
     assert (code, err) == (0, "") and set(told.values()) == {("retry", f"mail server localhost:{port}: Connection refused")}
     assert out.count("again in") == retry.TRIES - 1
+
+
+def test_no_password_is_written_anywhere_whether_it_is_right_or_wrong(secure, certificate, tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", certificate[1])
+    inbox, port = secure
+    for password, way in ("s3cret", "done"), ("wr0ngly-kept", "retry"):
+        keys = login(tmp_path, f"{password}\n")
+        code, told, out, err = run_hook(tmp_path, "mail", config(port, **keys), [told_job(tmp_path, "al/E")])
+        assert code == 0 and told["al/E"][0] == way, (told, out, err)
+        files = [path for path in tmp_path.rglob("*") if path.is_file() and path != Path(keys["password_file"])]
+        written = b"".join(path.read_bytes() for path in files) + f"{out}{err}{told}".encode()
+        assert password.encode() not in written and base64.b64encode(password.encode()) not in written
+    assert inbox.users() == ["al"]
+
+
+def msmtp(tmp_path, port, **more):
+    """Return a configuration whose letters go by msmtp, and what it is to be called with."""
+    program = shutil.which("msmtp")
+    assert program, "msmtp is missing: run contrib/setup.sh"
+    own = tmp_path / "msmtprc"
+    own.write_text(f"account default\nhost localhost\nport {port}\nauth off\ntls off\n")
+    own.chmod(0o600)
+    return config(None, server=None, sendmail=f"{program} -C {shlex.quote(str(own))}", **more)
+
+
+def test_a_sendmail_command_carries_the_same_letter_and_asks_again_while_the_server_is_down(serve, tmp_path):
+    """By msmtp, a sendmail program that has no queue: what it cannot hand over it refuses, with sysexits.h's codes."""
+    inbox = Inbox({"bad@uni.example": "550 no such user here", "full@uni.example": "450 later"})
+    jobs = [told_job(tmp_path, f"{user}/E") for user in ("al", "bad", "full")]
+    code, told, _, err = run_hook(tmp_path, "mail", msmtp(tmp_path, serve(inbox), cc="boss@uni.example", admin="root@lab.example"), jobs)
+    assert (code, err) == (0, "") and told["al/E"] == ("done", "")
+    ((to, letter),) = inbox.got
+    assert to == ["al@uni.example", "boss@uni.example"] and letter["Message-ID"] == "<watchties.alE@lab.example>"
+    assert [part.get_content_type() for part in letter.iter_parts()] == ["text/plain", "text/html"]
+    assert told["bad/E"][0] == "failed" and "550 no such user here" in told["bad/E"][1]
+    assert told["full/E"][0] == "retry" and "450 later" in told["full/E"][1]
+    down = msmtp(tmp_path, free_port(), admin="root@lab.example")
+    code, told, _, err = run_hook(tmp_path, "mail", down, jobs)
+    assert (code, err) == (0, "") and {way for way, _ in told.values()} == {"retry"} and "Connection refused" in told["al/E"][1]
+    code, _, _, err = run_hook(tmp_path, "notice", down, notice="b01 is down\n\nsince 5 min\n")
+    assert code == 75 and "Connection refused" in err.splitlines()[-1], err
+    assert run_hook(tmp_path, "notice", msmtp(tmp_path, serve(inbox), admin="root@lab.example"), notice="")[0] == 0
+    assert inbox.got[-1][0] == ["root@lab.example"] and inbox.got[-1][1]["Subject"] == "b01 is down"
 
 
 def test_the_mail_hook_without_mail_is_done(tmp_path):

@@ -145,6 +145,15 @@ def test_every_key_is_named_and_every_named_key_exists():
     assert rows == real
 
 
+def test_sections_that_are_linked_are_there_and_all_are_in_the_contents():
+    titles = re.findall(r"^## (.*)$", README, re.MULTILINE)
+    anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]  # as GitHub makes them
+    linked = re.findall(r"\]\(#([^)]+)\)", README)
+    assert set(linked) <= set(anchors), set(linked) - set(anchors)
+    contents = re.findall(r"\]\(#([^)]+)\)", README.partition("\n## ")[0])
+    assert sorted(contents) == sorted(set(anchors) - {"more"})
+
+
 def test_fragments_that_are_linked_are_there():
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), target

@@ -6,14 +6,15 @@ import os
 import shlex
 import shutil
 import subprocess
+import types
 from pathlib import Path
 
 import pytest
-from helpers import free_port, wait_for
+from helpers import free_port, put, wait_for
 from site_kit import Site
 from sshd_kit import Sshd
 
-from watchties import ssh, transfer
+from watchties import batches, ssh, transfer
 
 GATE = Path(__file__).parents[2] / "contrib/ssh/watchties-gate"
 LINE = Path(__file__).parents[2] / "contrib/ssh/authorized_keys"
@@ -77,17 +78,23 @@ def test_a_whole_job_goes_through_the_gate(site):
 
 def test_what_watchties_needs_after_a_cut_or_a_full_disk_is_let_in(site, sshd):
     job = site.web / "ann/o'brien e"
-    (job / ".watchties.partial").mkdir(parents=True)
-    (job / ".big.dat.Ab12Cd").write_text("half")
-    found = framed(site, f"find {shlex.quote('user_data/ann/o' + chr(39) + 'brien e')} -type f -name '.?*.??????'")
-    assert b".big.dat.Ab12Cd" in reach(sshd, found).stdout
-    where = "user_data/ann/o'brien e"
-    paths = [f"{where}/.watchties.partial", f"{where}/.big.dat.Ab12Cd", f"{where}/.watchties.partial/big.dat"]
-    keep, cut, name = map(shlex.quote, paths)
-    assert b"end 0" in reach(sshd, framed(site, f"mkdir -p {keep} && mv -f {cut} {name}")).stdout
-    assert (job / ".watchties.partial/big.dat").read_text() == "half"
-    tidy = f"find {shlex.quote(where)} -type d -name .watchties.partial -prune -exec rm -rf {{}} +"
-    assert b"end 0" in reach(sshd, framed(site, tidy)).stdout and not (job / ".watchties.partial").exists()
+    other = site.web / "bob/fails too"
+    for where in job, other:
+        where.mkdir(parents=True)
+        (where / ".big.dat.Ab12Cd").write_text("half")
+        (where / ".big.dat.Ab12Cd").chmod(0o600)  # as rsync makes what it has not finished
+        put(site.mirror / where.relative_to(site.web) / "big.dat", "a half, and another half")
+    names = [str(where.relative_to(site.web)) for where in (job, other)]
+    jobs = [types.SimpleNamespace(job=name, dir=str(site.mirror / name)) for name in names]
+    route = route_of(site)
+    batches.take_up_cut(route, jobs)
+    for where in job, other:
+        assert (where / ".watchties.partial/big.dat").read_text() == "half" and not (where / ".big.dat.Ab12Cd").exists()
+    batches.make_room(route, jobs, inward=False)
+    for where in job, other:
+        assert not (where / ".watchties.partial").exists()
+    for name in names:
+        shutil.rmtree(site.mirror / name)
 
 
 COMMANDS = [
@@ -106,8 +113,10 @@ FRAMED = [
     "sh scripts/agent.sh list .. 2 PENDING", "sh scripts/agent.sh list user_data 2 '$(id)'",
     "sh scripts/agent.sh identify user_data/../..", "sh scripts/agent.sh publish /etc", "sh ../agent.sh version",
     "sh scripts/agent.sh claim user_data r",
-    "find /etc -type f -name '.?*.??????'", "find user_data/../.. -type f -name '.?*.??????'",
-    "find -delete -type f -name '.?*.??????'",
+    *(f"find {where} -type f -name '.?*.??????' {batches.NOBODY_ELSES} -print" for where in ("/etc", "user_data/../..", "-delete",
+                                                                                           "user_data/a /etc", "$(id)")),
+    f"find user_data/a -type f -name '.?*.??????' {batches.NOBODY_ELSES} -delete",
+    "[ -r scripts/agent.sh ] || exit 68; exec id", "exec sh scripts/agent.sh version",
     "find user_data/a -type d -name .watchties.partial -prune -exec id {} +",
     "find user_data -type d -name .watchties.partial -prune -exec rm -rf {} +",
     "mkdir -p user_data/a/.watchties.partial && mv -f user_data/a/.f.AbCdEf /etc/f",

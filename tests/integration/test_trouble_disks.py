@@ -8,7 +8,7 @@ import time
 import pytest
 from helpers import put
 from site_kit import Site
-from trouble_kit import HOLD, end, floor, quick, waits_for
+from trouble_kit import HOLD, end, floor, quick, times, waits_for
 
 
 @contextlib.contextmanager
@@ -74,6 +74,8 @@ def test_below_the_disk_floor_nothing_is_brought_and_the_administrator_knows(sma
         assert not (site.mirror / "ann/e1/in.txt").exists()
         (small_disk / "ballast").unlink()
         end(site, "ann/e1")
+        site.wait(lambda: times(site, "tree main takes jobs again") == 1, 20, "the administrator knows that it is over")
+        assert times(site, "tree main takes nothing more") == 1
 
 
 def test_a_full_disk_below_the_state_directory_delays_and_loses_nothing(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from helpers import put
 from site_kit import Site
+from trouble_kit import times
 
 HOLD = "echo run >> runs.log; for _ in $(seq 2000); do [ -e go ] && break; sleep 0.05; done; cat in.txt > out.txt\n"
 RULE = """
@@ -119,7 +120,7 @@ HANG = 'echo $$ >> "$WATCHTIES_JOB_DIR/pids"; sleep 1000 & echo $! >> "$WATCHTIE
 
 def test_a_hook_that_crashes_or_hangs_is_given_up_and_holds_up_nothing_else(tmp_path):
     rules = rule("crash", give_up="1s") + rule("hang", 'timeout = "1s"', give_up="1s")
-    with Site(tmp_path, rules=rules, hooks={"crash": CRASH, "hang": HANG}) as site:
+    with Site(tmp_path, rules=rules, hooks={"crash": CRASH, "hang": HANG}, daemon='grace = "2s"\nreconcile = "1s"') as site:
         site.drop("ann/e1")
         site.wait_state("ann/e1", "DONE", 20)
         site.wait(lambda: len(site.letters()) == 1, 5, "the mail waits for neither")
@@ -132,6 +133,11 @@ def test_a_hook_that_crashes_or_hangs_is_given_up_and_holds_up_nothing_else(tmp_
         site.wait_state("bob/e2", "DONE", 20)
         for name in "crash", "hang":
             site.wait(lambda name=name: f"ann/e1: {name} gave up" in log_of(site, "daemon"), 10, "it is told")
+        assert site.stop() == 0
+        before = site.record("ann/e1").tries["crash"]["count"]
+        site.start()  # another daemon, which tries it again and again
+        site.wait(lambda: site.record("ann/e1").tries["crash"]["count"] > before, 30, "it is tried again")
+        site.wait(lambda: times(site, "main:ann/e1: crash gave up") == 1, 10, "told once, and not for each try")
 
 
 # ---- hooks that are killed ----

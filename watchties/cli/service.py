@@ -15,20 +15,24 @@ from watchties.errors import UserError
 
 
 @click.command()
+@click.option("--check", is_flag=True, help="Only read the configuration and look for its hooks, and say what is wrong (exit code 2).")
 @with_places
-def run(places):
+def run(places, check):
     """Carry jobs, in the foreground, until told to stop.
 
     SIGTERM and SIGINT (Ctrl-C) end it: what is at work may finish, the rest goes on at the next start. SIGHUP reads
-    the configuration again.
+    the configuration again; one that is wrong is not taken, and the former one stays.
 
     \b
     Example:  watchties run
+              watchties run --check
               kill -HUP $(cat ~/.local/state/watchties/daemon.lock)
     """
     from watchties.serve import serve
 
     config, hooks = load(places)  # what is wrong with it is told before anything is made
+    if check:
+        return
     os.makedirs(places.state, mode=0o700, exist_ok=True)
     start_logging(places.log, config.daemon.log_keep)
     log = logging.getLogger("watchties")

@@ -23,7 +23,7 @@ def service():
     """
 
 
-@service.command()
+@service.command(short_help="Write the unit, and start it.")
 @with_places
 def install(places):
     """Write the unit, with absolute paths, and start it, now and at every start of the user's systemd.
@@ -87,7 +87,7 @@ def uninstall(places):
     click.echo(f"stopped, and taken away: {unit.path()}")
 
 
-@service.command()
+@service.command(short_help="Show whether it is installed and at work, and how things stand.")
 @with_places
 def status(places):
     """Show whether the service is installed and at work, and what it says of itself. Exit code 1 if it is not at work.
