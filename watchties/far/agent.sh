@@ -748,12 +748,13 @@ submit_all() {
     slow=$data/.watchties.slow.$$
     while read_chunk 100; do
         each submit_check
-        together submit_intend
+        rename_all
         must_be_durable
         each submit_begin
         together submit_run
         must_be_durable
-        together submit_rename
+        each submit_rename
+        rename_all
         each submit_reply
         must_be_durable
         remove_garbage
@@ -762,8 +763,7 @@ submit_all() {
     rm -f "$slow"
 }
 
-# together FUNCTION: as `each`, by four workers at once, who can set no answer: most of a submission is waiting for the
-# scheduler, and most of the rest is starting processes
+# together FUNCTION: as `each`, by four workers at once, who can set no answer: most of a submission is waiting for the scheduler
 together() {
     function=$1 workers=''
     for worker in 0 1 2 3; do
@@ -780,7 +780,8 @@ by_turn() {
     [ $(((i - 1) % 4)) -ne "$worker" ] || "$function" "$@"
 }
 
-# submit_check JOB ATTEMPT TOKEN COMMANDLINE: what needs no submission, or may have none
+# submit_check JOB ATTEMPT TOKEN COMMANDLINE: what needs no submission, or may have none; of the others the claim becomes an
+# intent, which stands, durably, before the scheduler hears anything
 submit_check() {
     attempt_directory "$@" || { answer error "$why" && return; }
     [ $# -ge 4 ] || { answer error "no command line" && return; }
@@ -792,18 +793,13 @@ submit_check() {
         answer refused "it has begun already"
     elif [ ! -e "$a/intent.$run" ]; then
         eval "fresh_$i=1"
+        fenced
     fi
 }
 
 # fenced: a claim names its run, and the submit of any other run finds nothing that it could make an intent of
 fenced() {
-    mv -f "$a/claim.$run" "$a/intent.$run" 2>/dev/null
-}
-
-# submit_intend JOB ATTEMPT TOKEN COMMANDLINE: the intent stands, durably, before the scheduler hears anything
-submit_intend() {
-    attempt_directory "$@"
-    [ -z "$fresh" ] || fenced
+    moves=$moves$a/claim.$run$TAB$a/intent.$run$NL
 }
 
 # submit_begin JOB ATTEMPT TOKEN COMMANDLINE: without an intent nothing is begun; an orphan may hold this run no longer
@@ -900,7 +896,7 @@ mark_lines() {
 
 submit_rename() {
     attempt_directory "$@"
-    [ ! -e "$a/reply.new" ] || mv -f "$a/reply.new" "$a/reply"
+    [ ! -e "$a/reply.new" ] || moves=$moves$a/reply.new$TAB$a/reply$NL
 }
 
 # submit_reply JOB ATTEMPT TOKEN COMMANDLINE: the reply stands; what was not tried is a claim again, if this call has made it an intent
