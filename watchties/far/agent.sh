@@ -870,7 +870,8 @@ quote() {
     done
 }
 
-# run_here COMMANDLINE: run it in $dir with the WT_ variables; its exit code
+# run_here COMMANDLINE: run it in $dir with the WT_ variables; its exit code. One that is nothing but a capped command needs no
+# process between us and its timeout
 run_here() {
     (
         cd "$dir" || exit 126
@@ -879,6 +880,10 @@ run_here() {
         quote "$dir"
         export WT_WRAPPER="$WT_WRAPPER $quoted $attempt $token" WT_SAID=".watchties/$attempt.$token/said"
         export WT_AGENT="$agent" WT_JOB="$dir" WT_ATTEMPT="$attempt" WT_TOKEN="$token" WT_NAME="wt.$token" WT_ID="${f_id-}"
+        [ -z "$has_timeout" ] || case $1 in
+        *[\;\&\|\<\>\(\)\`"$NL"]*) ;;
+        'capped '*) set -- "exec timeout -s KILL ${1#capped }" ;;
+        esac
         IFS=$USUAL_IFS
         set +fu
         eval "$1"
