@@ -143,7 +143,7 @@ class Submission:
         sbatch may refuse and leave a job of that name (BadConstraints, seen in 22.05).
         """
         commands = {job: self.scheduler.cancel_command("", schedulers.unique_name(job.token)) for job in self.refused}
-        for job, answer in self.agent.cancel(commands).items():
+        for job, answer in self.agent.cancel(commands, "rejected").items():
             if answer.word == "none":
                 self.run.failed(job, self.refused[job], cause="rejected")
             else:
