@@ -103,8 +103,10 @@ class Agent:
     def adopt(self, texts, run):
         return self.ask("adopt", {job: [*_attempt(job), text] for job, text in texts.items()}, run)
 
-    def cancel(self, commands):
-        return self.ask("cancel", {job: [*_attempt(job), self.with_setup(command)] for job, command in commands.items()})
+    def cancel(self, commands, why=""):
+        """Stop each job; `commands`: job -> what the scheduler is told. why: lost or rejected, for the tombstone of one that has not begun."""
+        rows = {job: [*_attempt(job), self.with_setup(command)] for job, command in commands.items()}
+        return self.ask("cancel", rows, *([why] if why else []))
 
     def status(self, jobs, query=""):
         """Return (job -> Answer, Answer of the scheduler query or None if there was none)."""

@@ -10,11 +10,12 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from watchties import fire, record, steps
-from watchties.lanes import Lane
+from watchties.lanes import Hold, Lane
 from watchties.model import FINAL, MIRROR, WEB
 from watchties.runs import Ended
 
 READ_AGAIN = 5.0  # seconds before results that could not be read are looked at again
+HELD_TOLD_AT = 6  # runs of a lane that is held back until the administrator hears of it
 ORPHAN_GLANCE = 0.2  # seconds between two looks at a lock that an orphan holds
 
 
@@ -36,7 +37,7 @@ class Dispatch:
         self.config, self.jobs, self.runner, self.dirs, self.hooks = config, jobs, runner, dirs, hooks
         self.tell, self.on_end = tell, on_end
         self.rules = {rule.name: rule for rule in config.rule}
-        self.lanes, self.tasks = {}, set()
+        self.lanes, self.held, self.tasks = {}, {}, set()
         self.may = lambda job_id, rule: True  # whether a rule may be started for a job
 
     def lane(self, rule, host):
@@ -109,6 +110,19 @@ class Dispatch:
             batch.lane.busy.discard(batch.slot)
             raise
         self._spawn(self._carry(run))
+
+    def hold_back(self, ended, now):
+        """Hold a lane back whose far side says that it takes no more for now; let it go once a run brings jobs there and none is put off."""
+        rule, said = self.rules.get(ended.run.rule), ended.settled.values()
+        key = ended.run.rule, ended.run.host
+        reasons = [outcome.reason for outcome in said if outcome.outcome == "retry" and outcome.fields.get("later")]
+        taken = any(outcome.outcome == "done" for outcome in said)
+        if rule and reasons:
+            hold = self.held.setdefault(key, Hold())
+            if hold.refused(reasons[-1], taken, now, rule.retry) == HELD_TOLD_AT:
+                self.tell.notice(f"{rule.name} is held back: {hold.reason}", f"run {ended.run.id}; it is tried again, and no job is lost")
+        elif taken:
+            self.held.pop(key, None)
 
     def release(self, run):
         """Let go of what a run has held, now that its outcome is on disk; return its jobs."""

@@ -187,12 +187,12 @@ class Engine:
         new = {}
         for one in ended:
             rule = self.rules.get(one.run.rule)
+            self.dispatch.hold_back(one, self.clock())
             for told in one.run.jobs if rule else ():
                 job = self._take(JobId(told["tree"], told["job"]))
                 if job:
                     new[job.id] = self._outcome(job, new.get(job.id, job.record), rule, told, one)
-        jobs = {i: self.jobs.get(i) for i in new}
-        return {i: steps.save(jobs[i], rec) if rec != jobs[i].record else _nothing(rec) for i, rec in new.items()}
+        return {i: steps.save(job, rec) if rec != (job := self.jobs.get(i)).record else _nothing(rec) for i, rec in new.items()}
 
     def _outcome(self, job, rec, rule, told, ended):
         """Return the record after what a run said of one job, and hear what it saw by the way."""
@@ -227,8 +227,8 @@ class Engine:
         """Return the decision for a job, or None if its directory cannot be read: then it is looked at again soon."""
         try:
             tree = job.id.tree
-            world = World(self.trees[tree], self.rules, self.clock(), self.down, self.blocked.get(tree, ""), self.polls)
-            return decide.decide(job.seen(), world)
+            blocked, held = self.blocked.get(tree, ""), self.dispatch.held
+            return decide.decide(job.seen(), World(self.trees[tree], self.rules, self.clock(), self.down, blocked, self.polls, held))
         except OSError as error:
             self._disk_error(job, error)
             return None

@@ -80,5 +80,7 @@ def start(seen, world, name, host, reason, *, attempt="", marker="", request=Non
         yield Wait(name, f"{name} is tried again: {later['reason']}", later["next"])
     elif host in world.down:
         yield Wait(name, world.down[host])
+    elif (held := world.held.get((name, host))) and held.until > world.now:
+        yield Wait(name, held.reason, held.until)
     else:
         yield Start(name, host, reason, attempt or record.token, marker, request)

@@ -124,6 +124,26 @@ class Alarms:
 
 
 @dataclass
+class Hold:
+    """How long a lane is held back, because the far side takes no more of its jobs for now. Other lanes of that host go on."""
+
+    reason: str = ""
+    until: float = 0.0
+    count: int = 0
+
+    def refused(self, reason, taken, now, retry):
+        """Take note of a run in which jobs were put off; taken: others were not, so that this is a new beginning. Return how many
+        such runs there were, 0 if it is one more that had begun before."""
+        self.reason = reason
+        if now < self.until:
+            return 0
+        self.count = 0 if taken else self.count
+        self.until = now + backoff(self.count, retry.first, retry.maximum)
+        self.count += 1
+        return self.count
+
+
+@dataclass
 class Breaker:
     """Whether a host is up. Once it is down, one probe at a time is let through, seldomer and seldomer."""
 

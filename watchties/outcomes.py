@@ -44,6 +44,8 @@ def take_in(rec, rule, told, outcome, now, new_token, reconcile, resubmit=0):
         return Taken(record.release(rec))
     if outcome.fields.get("host_down"):
         return Taken(rec)  # the breaker's business: it costs the job nothing
+    if outcome.outcome == "retry" and outcome.fields.get("later"):  # the lane's
+        return Taken(record.try_not_counted(rec, rule.name, now, outcome.reason, outcome.fields))
     return failed(rec, rule, told, outcome, now, new_token, reconcile)
 
 

@@ -218,6 +218,12 @@ def put_off(record, rule, now, delay, reason, told=None):
     return replace(record, tries={**record.tries, rule: entry})
 
 
+def try_not_counted(record, rule, now, reason, told):
+    """Return the record after a try that was no fault of the job: trying begins anew, with what its hook has to remember."""
+    fields = {**record.tries.get(rule, {}).get("fields", {}), **{k: v for k, v in told.items() if k != "later"}}
+    return replace(record, tries={**record.tries, rule: {"count": 0, "next": now, "reason": reason, "fields": fields}})
+
+
 def _without(tries, rule):
     return {name: entry for name, entry in tries.items() if name != rule}
 

@@ -37,7 +37,7 @@ class Seen:
 @dataclass(frozen=True)
 class World:
     """What a decision depends on beside the job. tree, rules: from the configuration. down: host -> why.
-    blocked: why nothing may be brought into the mirror (a full disk), or ""; poll: host -> seconds."""
+    blocked: why nothing may be brought into the mirror (a full disk), or ""; poll: host -> seconds. held: (rule, host) -> Hold."""
 
     tree: object
     rules: dict
@@ -45,6 +45,7 @@ class World:
     down: dict = field(default_factory=dict)
     blocked: str = ""
     poll: dict = field(default_factory=dict)
+    held: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ Must not know: any scheduler's words, or how long to wait before a job that is g
     begun, alive       it runs, or its session is proven empty on its own host: gone
     begun elsewhere    the scheduler is asked; gone only if a query that succeeded does not know it
     submitted          the same; given up only when a tombstone keeps it from beginning later
+    cancelled          it never began and never will; the tombstone says whether it was lost
     anything else      nothing is known, nothing changes: an empty answer is never "finished"
 """
 
@@ -99,6 +100,8 @@ def judged(answer, number, entries, why):
     if answer.word == "exit":
         well = values.get("code") == "0" and not values.get("killed")
         return Standing(DONE if well else FAILED, f"exit code {values.get('code', 'unknown')}")
+    if answer.word == "cancelled" and values.get("why") == "lost":  # and whoever has entombed it did not come to say so
+        return Standing("", "it never began, and was given up", gone=True, proven=True)
     if answer.word == "cancelled":
         return Standing(FAILED, "cancelled before it began")
     if answer.word == "begun" and values.get("alive") == "yes":

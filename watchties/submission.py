@@ -115,8 +115,10 @@ class Submission:
                 self.unknown.pop(job, None)
                 if answer.word == "replied":
                     self.hear(job, *answer.reply())
+                elif answer.word == "later":
+                    self.put_off(job, answer.detail())
                 else:
-                    self.run.retry(job, f"the agent on {self.run.host} did not submit it: {answer.detail()}")
+                    self.run.retry(job, f"the agent on {self.run.host} did not submit it: {answer.detail()}", asked=0)
 
     def hear(self, job, code, out, err):
         """Settle a job by what the scheduler said, or remember that it said nothing of use."""
@@ -127,9 +129,13 @@ class Submission:
             self.refused[job] = said.reason
         elif isinstance(said, NotNow):
             self.useless.append(job)
-            self.run.retry(job, f"{self.run.host} takes no more for now: {said.reason}")
+            self.put_off(job, said.reason)
         else:
             self.unknown[job] = said.reason
+
+    def put_off(self, job, reason):
+        """Have the lane held back: it is the scheduler that takes no more. What was asked before this submission counts no longer."""
+        self.run.retry(job, f"{self.run.host} takes no more for now: {reason}", later=True, asked=0)
 
     def reject(self):
         """Fail the refused jobs, each when it is certain that nothing of it will ever begin.
@@ -137,7 +143,7 @@ class Submission:
         sbatch may refuse and leave a job of that name (BadConstraints, seen in 22.05).
         """
         commands = {job: self.scheduler.cancel_command("", schedulers.unique_name(job.token)) for job in self.refused}
-        for job, answer in self.agent.cancel(commands).items():
+        for job, answer in self.agent.cancel(commands, "rejected").items():
             if answer.word == "none":
                 self.run.failed(job, self.refused[job], cause="rejected")
             else:

@@ -3,7 +3,7 @@
 Knows: the options that watchties uses; the words that the real commands answer with; how to fail when told to.
 Must not know: watchties.
 
-FAKE_BATCH names the directory of its state: jobs/ID.json (one a job), log (one line an accepted job), faults/COMMAND (a line a
+FAKE_BATCH names the directory of its state: jobs/ID.json (one a job), log (one line an accepted job), refusals, faults/COMMAND (a line a
 call, the first is taken off by each call; COMMAND.rest, if it stands, holds the fault of every call once faults/COMMAND is empty).
 
 Each job is really run, at once, in a session of its own, and its end is written down. Words are the recorded ones (recorded: see
@@ -92,6 +92,8 @@ def trouble(command, kind):
     if kind == "none":
         end(0)
     if kind in ("quota", "queue"):
+        with open(STATE / "refusals", "a") as file:
+            file.write(kind + "\n")
         end(REFUSED[command], err={"quota": QUOTA, "queue": NO_QUEUE}[kind][command] + "\n")
 
 

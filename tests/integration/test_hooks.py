@@ -286,7 +286,23 @@ def test_a_submit_command_that_is_refused_fails_the_job_in_the_schedulers_words(
     pull(site)
     site.config["host"]["b01"]["setup"] = "setsid() { :; }\necho() { printf 'no such queue\\n' >&2; return 9; }"
     ended = submit(site)
-    assert ended.outcome(NAME) == "failed" and ended.fields(NAME)["cause"] == "rejected" and "no such queue" in ended.reason(NAME)
+    begun = site.compute / NAME / f".watchties/1.{site.token}/begun"
+    assert begun.read_text().startswith("state=cancelled\nwhy=rejected\n"), "nothing of it begins, whatever the scheduler has kept of it"
+    again = submit(site)  # as if the first had died before it could say so
+    for told in ended, again:
+        assert told.outcome(NAME) == "failed" and told.fields(NAME)["cause"] == "rejected" and "no such queue" in told.reason(NAME)
+
+
+def test_an_agent_that_is_killed_costs_no_job_its_attempt(site):
+    request(site, command=f"echo run >>{site.base}/ran")
+    pull(site)
+    site.config["host"]["b01"]["setup"] = "kill -KILL $$"
+    ended = submit(site)
+    assert ended.code == 75 and ended.fields(NAME) == {"host_down": True} and "b01" in ended.reason(NAME)
+    site.config["host"]["b01"]["setup"] = None
+    assert submit(site).fields(NAME)["id"].isdigit()
+    wait_for(lambda: is_whole(exit_file(site)))
+    assert (site.base / "ran").read_text() == "run\n"
 
 
 def test_not_now_is_not_remembered_as_the_answer(site):
@@ -471,8 +487,15 @@ def test_a_job_that_never_began_is_lost_only_after_two_looks_a_grace_period_apar
     job = site.job(NAME, marker="SUBMITTED", fields=fields)
     first = site.run_hook("poll", [job])
     assert first.outcome(NAME) == "retry" and "999999999" in first.reason(NAME)
-    again = site.run_hook("poll", [job | {"fields": fields | {"missing": first.fields(NAME)["missing"] - 100}}])
-    assert again.fields(NAME)["seen"] == "lost"
+    job |= {"fields": fields | {"missing": first.fields(NAME)["missing"] - 100}}
+    assert not (attempt / "begun").exists()
+    assert site.run_hook("poll", [job]).fields(NAME)["seen"] == "lost"
+    assert (attempt / "begun").read_text().startswith("state=cancelled\nwhy=lost\n"), "it will never begin"
+    again = site.run_hook("poll", [job]).fields(NAME)  # as if the first had died before it could say so
+    assert (again["seen"], again["cause"]) == ("lost", "")
+    put(site.mirror / NAME / "command", "")
+    ended = site.run_hook("fetch", [job | {"marker": "lost", "place": "compute"}])
+    assert (ended.fields(NAME)["state"], ended.fields(NAME)["cause"]) == ("FAILED", "lost")
 
 
 def test_a_query_that_failed_changes_nothing(site):

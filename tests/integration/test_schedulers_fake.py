@@ -20,12 +20,14 @@ ASK = {"lsf": ("bjobs",), "pbs": ("qselect", "qstat")}
 class FakeSite(Site):
     """A site whose compute host has a fake scheduler. more: more lines for the host's table; then: their text -> text."""
 
-    def __init__(self, base, scheduler, more="", daemon='grace = "1s"', then=lambda text: text, **how):
+    def __init__(self, base, scheduler, more="", daemon='grace = "1s"', then=lambda text: text,
+                 retry='first = "0.3s", maximum = "1s", give_up_after = "3d"', **how):  # fmt: skip
         self.scheduler, self.batch = scheduler, Path(base) / "batch"
         (self.batch / "faults").mkdir(parents=True)
-        setup = f"export PATH='{FAKES}:{Path(sys.executable).parent}':$PATH FAKE_BATCH='{self.batch}'"
+        cap = 'capped() { wt_cap=$1; shift; [ "$wt_cap" != 20 ] || wt_cap=4; timeout -s KILL "$wt_cap" "$@"; }'  # a question's, not 20 s
+        setup = f"{cap}\nexport PATH='{FAKES}:{Path(sys.executable).parent}':$PATH FAKE_BATCH='{self.batch}'"
         text = f'scheduler = "{scheduler}"\nsetup = """{setup}"""\npoll = "1s"\n{more}'
-        retry = 'retry = { first = "0.3s", maximum = "1s", give_up_after = "3d" }\n'
+        retry = f"retry = {{ {retry} }}\n"
         super().__init__(base, change=lambda all_: then(all_.replace('scheduler = "shell"', text)), daemon=daemon,
                          edit=lambda rules: re.sub(r'name = "(submit|poll)"\n', r"\g<0>" + retry, rules), **how)  # fmt: skip
 
@@ -38,6 +40,11 @@ class FakeSite(Site):
         (self.batch / "faults" / command).write_text("".join(kind + "\n" for kind in kinds))
         if rest:
             (self.batch / "faults" / f"{command}.rest").write_text(rest)
+
+    def refusals(self):
+        """Return how often the fake has said that it takes no more."""
+        told = self.batch / "refusals"
+        return len(told.read_text().split()) if told.exists() else 0
 
     def accepted(self):
         """Return the names under which jobs were accepted, one for each time."""
@@ -164,6 +171,30 @@ def test_a_full_queue_of_one_host_does_not_stop_another(tmp_path):
         assert site.marker("ann/full")[0] == "PENDING"
         (site.batch / "faults/bsub.rest").unlink()
         assert site.wait_state("ann/full", "DONE")["host"] == "b01" and site.runs("ann/full") == 1
+
+
+def test_a_full_queue_holds_its_lane_back_and_costs_no_job_a_try(tmp_path):
+    """The second job is not even sent: the first has found out. Both say why they wait; another host, and fetch, go on."""
+    site = TwoHosts(tmp_path, retry='first = "1s", maximum = "2s", give_up_after = "3s"')
+    site.fail("bsub", "", rest="quota")
+    with site:
+        site.drop("ann/runs", HOLD)
+        site.wait_state("ann/runs", "SUBMITTED")
+        site.drop("ann/full")
+        site.wait(lambda: site.says("ann/full", "takes no more for now"), 30, "it says that b01 is full")
+        site.drop("ann/next")
+        site.wait(lambda: site.says("ann/next", "Pending job threshold"), 30, "the next says so too")
+        (site.compute / "ann/runs/go").touch()
+        site.wait_state("ann/runs", "DONE")
+        site.drop("ann/other", CPU_SERVER="b02\n")
+        assert site.wait_state("ann/other", "DONE")["host"] == "b02"
+        site.wait(lambda: site.refusals() >= 4, 60, "asked four times in all")
+        assert "gave up" not in site.watchties("status", "ann/full").stdout
+        tries = [site.record(job).tries.get("submit", {}).get("count", 0) for job in ("ann/full", "ann/next")]
+        assert max(tries) <= 1, "at most the question whether it is there after all"
+        (site.batch / "faults/bsub.rest").unlink()
+        for job in "ann/full", "ann/next":
+            assert site.wait_state(job, "DONE")["host"] == "b01" and site.runs(job) == 1
 
 
 def test_jobs_that_named_no_host_go_to_the_next_one_that_is_up(tmp_path):

@@ -175,6 +175,19 @@ def test_a_tombstone_stops_what_has_not_begun(host):
 
 
 @every_shell
+def test_a_tombstone_says_why_it_was_laid_and_the_first_one_counts(host):
+    lines = [["u/lost", 1, "t1", "-"], ["u/refused", 1, "t1", "-"]]
+    host.run("claim", "R1", lines=[line[:3] for line in lines])
+    host.run("submit", "R1", lines=[[*line[:3], "echo no such queue >&2; exit 9"] for line in lines])
+    assert host.one("cancel", "lost", line=lines[0]) == ["none"] and host.one("cancel", "rejected", line=lines[1]) == ["none"]
+    assert host.run("cancel", lines=lines) == [["u/lost", "none"], ["u/refused", "none"]]
+    assert host.run("status", lines=[line[:3] for line in lines]) == [["u/lost", "cancelled", "why=lost"], ["u/refused", "cancelled", "why=rejected"]]
+    answers = host.run("claim", "R2", lines=[line[:3] for line in lines])
+    assert answers == [["u/lost", "cancelled"], ["u/refused", "done"], ["", "x", "9"], ["", "e", "no such queue"]]
+    assert host.run("cancel", "two words", lines=lines, code=2) == []
+
+
+@every_shell
 def test_cancel_stops_what_runs_and_says_so_when_nothing_is_left(host):
     for job, text, slow in ("u/a", SLEEPER, False), ("u/b", GRACEFUL, False), ("u/c", STUBBORN, True):
         path = command(host, job, text)

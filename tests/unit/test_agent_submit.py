@@ -284,6 +284,10 @@ def test_a_command_that_hangs_is_killed_in_time_and_its_exit_code_is_known(cappe
     assert time.monotonic() - began < 9
     assert [hangs, "replied"] in answers and ["", "x", "137"] in answers and ["", "o", "said"] in answers
     assert answers[answers.index([ends, "replied"]) + 1 :] == [["", "x", "3"], ["", "o", "given"]]
+    bare = [["u/bare", 1, "t3"], ["u/word", 1, "t4"]]  # nothing but a capped command: run without a shell of its own
+    capper.run("claim", "R1", lines=bare)
+    answers = capper.run("submit", "R1", lines=[[*bare[0], "capped 1 sleep 30"], [*bare[1], 'capped 9 echo "$WT_NAME"  \'a  b\'']])
+    assert [a for a in answers if a[1] != "e"] == [["u/bare", "replied"], ["", "x", "137"], ["u/word", "replied"], ["", "x", "0"], ["", "o", "wt.t4 a  b"]]
     answers = capper.run("status", "capped 1 sleep 30; echo $?")
     assert answers[:2] == [["", "query", "0"], ["", "o", "137"]]
 

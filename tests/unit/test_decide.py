@@ -7,6 +7,7 @@ import pytest
 
 from watchties import record
 from watchties.decide import decide
+from watchties.lanes import Hold
 from watchties.seen import Seen, Start, Step, Wait, WebHint, World
 from watchties.markers import Standing
 from watchties.model import CANCEL, DONE, FAILED, MIRROR, PENDING, SUBMITTED, WEB, JobId, Marker, Request
@@ -42,9 +43,9 @@ def mirror(rec, junk=(), taken=None, **stands):
     return Standing(made, taken or {}, tuple(junk), open=True)
 
 
-def look(rec, web=None, compute="", busy=(), polled=NOW, down=None, blocked="", extra=(), failover=True, now=NOW, **stands):
+def look(rec, web=None, compute="", busy=(), polled=NOW, down=None, blocked="", extra=(), failover=True, now=NOW, held=None, **stands):
     tree = SimpleNamespace(web="vision", compute=["b1", "b2"], failover=failover)
-    world = World(tree, {r.name: r for r in (*RULES, *extra)}, now, down or {}, blocked, {"b1": 30.0})
+    world = World(tree, {r.name: r for r in (*RULES, *extra)}, now, down or {}, blocked, {"b1": 30.0}, held or {})
     return decide(Seen(JobId("t", "u/e"), rec, mirror(rec, **stands), web or WebHint(), compute, frozenset(busy), polled), world)
 
 
@@ -228,6 +229,14 @@ def test_hosts_that_are_down():
     assert waits(REPORTED, compute=DONE, down=down)["fetch"].reason == "b1 cannot be reached"
     named = replace(WAITING, fields={"cpu_server": "b2"})
     assert starts(named)["submit"].host == "b2" and waits(named, down={"b2": "y"})["submit"].reason == "y"
+
+
+def test_a_lane_that_is_held_back_holds_its_own_rule_and_host_only():
+    held = {("submit", "b1"): Hold("b1 takes no more for now: quota", NOW + 5)}
+    assert waits(AT_HOST, held=held)["submit"] == Wait("submit", "b1 takes no more for now: quota", NOW + 5)
+    assert set(starts(AT_HOST, held=held, now=NOW + 5)) == {"submit"}
+    assert starts(record.contact(WAITING, "b2"), held=held)["submit"].host == "b2"
+    assert starts(REPORTED, compute=DONE, held=held)["fetch"].host == "b1"
 
 
 def test_the_next_attempt_waits_for_the_end_of_the_former():

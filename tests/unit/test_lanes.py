@@ -1,10 +1,12 @@
 """Queues: fairness, batches, slots, jobs that travel alone, room on a host, the breaker."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watchties.lanes import ALONE, PROBE_MAXIMUM, Alarms, Breaker, FairQueue, Lane, backoff
+from watchties.lanes import ALONE, PROBE_MAXIMUM, Alarms, Breaker, FairQueue, Hold, Lane, backoff
 
 
 def test_users_take_turns():
@@ -133,3 +135,15 @@ def test_alarms_fall_due_in_time_and_once():
     assert alarms.seconds(4) == 6 and alarms.due(9) == []
     assert alarms.due(20) == ["a", "b"] and alarms.seconds(40) == 0
     assert alarms.due(40) == ["c"] and alarms.due(99) == []
+
+
+def test_a_lane_is_held_back_longer_with_each_run_that_brought_nothing_there():
+    retry = SimpleNamespace(first=10.0, maximum=60.0)
+    hold, now, pauses = Hold(), 1000.0, []
+    for count in range(1, 6):
+        assert hold.refused("full", False, now, retry) == count
+        pauses.append(hold.until - now)
+        assert hold.refused("full still", False, hold.until - 1, retry) == 0 and hold.until - now == pauses[-1]
+        now = hold.until
+    assert all(0.75 * wanted <= pause <= wanted for pause, wanted in zip(pauses, [10, 20, 40, 60, 60]))
+    assert hold.refused("full again", True, now, retry) == 1 and hold.until - now <= 10 and hold.reason == "full again"

@@ -48,6 +48,16 @@ def test_a_host_that_is_down_costs_the_job_nothing(rule):
     assert take(RUNNING, rule, Outcome("retry", "no route", {"host_down": True})) == (RUNNING, "")
 
 
+def test_a_scheduler_that_takes_no_more_costs_the_job_no_try_and_what_was_asked_before_counts_no_longer():
+    rec, _ = take(AT_HOST, "submit", Outcome("retry", "asked once more", {"asked": 5}))
+    for later in range(20):
+        rec, notice = take(rec, "submit", Outcome("retry", "full", {"later": True, "asked": 0}), now=NOW + 9999 * later)
+        assert rec.phase == PENDING and notice == ""
+    assert rec.tries["submit"] == {"count": 0, "next": NOW + 9999 * 19, "reason": "full", "fields": {"asked": 0}}
+    rec, _ = take(rec, "submit", Outcome("retry", "asked once more"), now=NOW + 9e9)
+    assert rec.phase == PENDING and rec.tries["submit"]["count"] == 1, "trying has begun anew"
+
+
 def test_a_pull_accepts_what_it_saw_last():
     rec, _ = take(Record(pulling="pull-1"), "pull", Outcome("done", "", {"identity": "18", "bytes": 5}))
     assert (rec.phase, rec.attempt, rec.token, rec.pulling, rec.size) == (PENDING, 1, "t2", "", 5)

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from agent_kit import every_shell  # noqa: E402
 
-from watchties.schedulers import QueryFailed, parse_parts, parts  # noqa: E402
+from watchties.schedulers import QueryFailed, Submitted, get, names, parse_parts, parts  # noqa: E402
 
 TEXT = parts({"one": "echo a; echo b >&2; (exit 3)", "two": "printf c"})
 
@@ -33,3 +33,10 @@ def test_an_answer_that_is_cut_anywhere_is_no_answer():
     for cut in range(len(err) - 1):
         with pytest.raises(QueryFailed, match="cut off before the end of"):
             parse_parts(out, err[:cut], ["one", "two"])
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_bare_id_that_was_found_by_name_and_adopted_is_a_submission(name):
+    """`agent adopt` stores what parse_find has found where the reply never came; the next claim hands it to parse_submit."""
+    for number in ("4711", "4711.pbs01.lab.example") if name == "pbs" else ("4711",):
+        assert get(name).parse_submit(0, number, "") == Submitted(number)

@@ -12,7 +12,7 @@
 #   claim DATA RUN          JOB ATTEMPT TOKEN [EVIDENCE ...]            -> JOB new|held|unknown|begun|done|cancelled|error [detail]
 #   submit DATA RUN [SETUP] JOB ATTEMPT TOKEN COMMANDLINE               -> JOB replied|refused|error [detail]
 #   adopt DATA RUN          JOB ATTEMPT TOKEN TEXT                      -> JOB ok|error [detail]
-#   cancel DATA             JOB ATTEMPT TOKEN COMMANDLINE|-             -> JOB none|exited|ended|running|error [detail]
+#   cancel DATA [WHY]       JOB ATTEMPT TOKEN COMMANDLINE|-             -> JOB none|exited|ended|running|error [detail]
 #   status DATA [QUERY]     JOB ATTEMPT TOKEN           -> JOB exit|begun|cancelled|submitted|intent|claimed|none|error [k=v ...]
 #   wrapper JOBDIR ATTEMPT TOKEN [ID]                                   what a scheduler starts
 #   version
@@ -26,7 +26,7 @@
 #   claim.RUN    claimed by that run; another run's claim renames it, so that the first one's submit finds nothing
 #   intent.RUN   the claim, renamed by submit before the scheduler hears anything
 #   reply        what the scheduler said, whole: the submission is known to have happened (or to have failed)
-#   begun        ONE name for the wrapper's start and for the tombstone of cancel (state=cancelled)
+#   begun        ONE name for the wrapper's start and for the tombstone of cancel (state=cancelled, why=WHY)
 #   killed       cancel is stopping it     exit   the wrapper's last word, before the marker DONE or FAILED
 # An earlier attempt's markers and outputs are moved to JOB/.watchties/before.ATTEMPT/.
 #
@@ -234,13 +234,13 @@ write_new() {
 # read_fields FILE: set $text (its k=v lines joined by tabs), $content (as it is) and the fields we know, f_KEY
 read_fields() {
     text='' content='' lines=0
-    f_state='' f_attempt='' f_token='' f_id='' f_host='' f_pid='' f_group='' f_session='' f_leader='' f_boot='' f_killed=''
+    f_state='' f_attempt='' f_token='' f_why='' f_id='' f_host='' f_pid='' f_group='' f_session='' f_leader='' f_boot='' f_killed=''
     [ -f "$1" ] && [ ! -L "$1" ] || return 1
     while [ "$lines" -lt 60 ] && IFS= read -r line; do
         content=$content$line$NL lines=$((lines + 1))
         case $line in
         *"$TAB"*) ;;
-        state=* | attempt=* | token=* | id=* | host=* | pid=* | group=* | session=* | leader=* | boot=* | killed=*)
+        state=* | attempt=* | token=* | why=* | id=* | host=* | pid=* | group=* | session=* | leader=* | boot=* | killed=*)
             eval "f_${line%%=*}=\${line#*=}"
             text=$text${text:+$TAB}$line
             ;;
@@ -614,7 +614,7 @@ make_directories() {
 claim_take() {
     attempt_directory "$@"
     [ -d "$a" ] || { answer error "cannot make $a" && return; }
-    if is_tombstone; then
+    if is_tombstone && { [ "$f_why" != rejected ] || [ ! -f "$a/reply" ]; }; then # its reply tells best why it was rejected
         answer cancelled
     elif [ -f "$a/reply" ]; then
         answer 'done'
@@ -748,12 +748,13 @@ submit_all() {
     slow=$data/.watchties.slow.$$
     while read_chunk 100; do
         each submit_check
-        together submit_intend
+        rename_all
         must_be_durable
         each submit_begin
         together submit_run
         must_be_durable
-        together submit_rename
+        each submit_rename
+        rename_all
         each submit_reply
         must_be_durable
         remove_garbage
@@ -762,8 +763,7 @@ submit_all() {
     rm -f "$slow"
 }
 
-# together FUNCTION: as `each`, by four workers at once, who can set no answer: most of a submission is waiting for the
-# scheduler, and most of the rest is starting processes
+# together FUNCTION: as `each`, by four workers at once, who can set no answer: most of a submission is waiting for the scheduler
 together() {
     function=$1 workers=''
     for worker in 0 1 2 3; do
@@ -780,7 +780,8 @@ by_turn() {
     [ $(((i - 1) % 4)) -ne "$worker" ] || "$function" "$@"
 }
 
-# submit_check JOB ATTEMPT TOKEN COMMANDLINE: what needs no submission, or may have none
+# submit_check JOB ATTEMPT TOKEN COMMANDLINE: what needs no submission, or may have none; of the others the claim becomes an
+# intent, which stands, durably, before the scheduler hears anything
 submit_check() {
     attempt_directory "$@" || { answer error "$why" && return; }
     [ $# -ge 4 ] || { answer error "no command line" && return; }
@@ -792,18 +793,13 @@ submit_check() {
         answer refused "it has begun already"
     elif [ ! -e "$a/intent.$run" ]; then
         eval "fresh_$i=1"
+        fenced
     fi
 }
 
 # fenced: a claim names its run, and the submit of any other run finds nothing that it could make an intent of
 fenced() {
-    mv -f "$a/claim.$run" "$a/intent.$run" 2>/dev/null
-}
-
-# submit_intend JOB ATTEMPT TOKEN COMMANDLINE: the intent stands, durably, before the scheduler hears anything
-submit_intend() {
-    attempt_directory "$@"
-    [ -z "$fresh" ] || fenced
+    moves=$moves$a/claim.$run$TAB$a/intent.$run$NL
 }
 
 # submit_begin JOB ATTEMPT TOKEN COMMANDLINE: without an intent nothing is begun; an orphan may hold this run no longer
@@ -874,7 +870,8 @@ quote() {
     done
 }
 
-# run_here COMMANDLINE: run it in $dir with the WT_ variables; its exit code
+# run_here COMMANDLINE: run it in $dir with the WT_ variables; its exit code. One that is nothing but a capped command needs no
+# process between us and its timeout
 run_here() {
     (
         cd "$dir" || exit 126
@@ -883,6 +880,10 @@ run_here() {
         quote "$dir"
         export WT_WRAPPER="$WT_WRAPPER $quoted $attempt $token" WT_SAID=".watchties/$attempt.$token/said"
         export WT_AGENT="$agent" WT_JOB="$dir" WT_ATTEMPT="$attempt" WT_TOKEN="$token" WT_NAME="wt.$token" WT_ID="${f_id-}"
+        [ -z "$has_timeout" ] || case $1 in
+        *[\;\&\|\<\>\(\)\`"$NL"]*) ;;
+        'capped '*) set -- "exec timeout -s KILL ${1#capped }" ;;
+        esac
         IFS=$USUAL_IFS
         set +fu
         eval "$1"
@@ -900,7 +901,7 @@ mark_lines() {
 
 submit_rename() {
     attempt_directory "$@"
-    [ ! -e "$a/reply.new" ] || mv -f "$a/reply.new" "$a/reply"
+    [ ! -e "$a/reply.new" ] || moves=$moves$a/reply.new$TAB$a/reply$NL
 }
 
 # submit_reply JOB ATTEMPT TOKEN COMMANDLINE: the reply stands; what was not tried is a claim again, if this call has made it an intent
@@ -1209,8 +1210,10 @@ wrapper_publish() {
 
 # ---- cancel ----
 
-do_cancel() {
+do_cancel() { # DATA [WHY]: for the tombstones, as whoever has one laid may die before he says so himself
     use_data "$1"
+    why_laid=${2-}
+    [ -z "$why_laid" ] || is_word "$why_laid" || broken 2 "WHY must be one plain word"
     use_timeout
     use_this_host
     while read_chunk 50; do
@@ -1231,7 +1234,7 @@ cancel_entomb() {
     answer_exit && return
     if [ ! -e "$a/begun" ]; then
         [ -d "$a" ] || mkdir -p "$a"
-        write_new "$a/begun.cancel.$$" "state=cancelled${NL}host=$this_host$NL" || { answer error "cannot write in $a" && return; }
+        write_new "$a/begun.cancel.$$" "state=cancelled$NL${why_laid:+why=$why_laid$NL}host=$this_host$NL" || { answer error "cannot write in $a" && return; }
         garbage=$garbage$a/begun.cancel.$$$NL
         begun_is_one_name "$a/begun.cancel.$$"
     fi
@@ -1424,7 +1427,7 @@ status_exit() {
 # status_begun: it has begun, as far as the files say; is it alive? Its end may be written while we look
 status_begun() {
     state=begun
-    [ "$f_state" != cancelled ] || { state=cancelled text='' && return; }
+    [ "$f_state" != cancelled ] || { state=cancelled text=${f_why:+why=$f_why} && return; }
     where_begun
     alive=unknown
     case $where in
@@ -1458,7 +1461,7 @@ list:[3-9]) do_list "$@" ;;
 claim:2) do_claim "$@" ;;
 submit:[23]) do_submit "$@" ;;
 adopt:2) do_adopt "$@" ;;
-cancel:1) do_cancel "$@" ;;
+cancel:[12]) do_cancel "$@" ;;
 status:[12]) do_status "$@" ;;
 wrapper:[34]) do_wrapper "$@" ;;
 *) usage ;;
