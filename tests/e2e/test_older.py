@@ -67,6 +67,12 @@ def pids(lab, host, words, user="webapp"):
     return [row[0] for row in rows if row[1] == user and words in row[2]]
 
 
+def one_alone(lab, words):
+    """Return the process on v11 that these words began, "" if it is not just one; the shell that has begun it does not count."""
+    found = set(pids(lab, "v11", words)) - set(pids(lab, "v11", "sh -c"))
+    return found.pop() if len(found) == 1 else ""
+
+
 def relay_of(lab):
     """Return the relays that run as www-data on vision."""
     return pids(lab, "vision", "python3 scripts/relay.py", "www-data")
@@ -90,8 +96,7 @@ def test_get_and_submit_are_a_pipeline_and_the_relay_ends_with_its_reader(site):
         pipe.until("submitted", lambda: f"{later}: SUBMITTED, attempt 1 on b01" in pipe.out.read_text())
         assert [site.marker(j)[0] for j in (job, later)] == ["SUBMITTED", "SUBMITTED"]
         assert len(relay_of(site.lab)) == 1
-        (submit,) = set(pids(site.lab, "v11", SUBMIT)) - set(pids(site.lab, "v11", "sh -c"))
-        (tee,) = set(pids(site.lab, "v11", "tee names")) - set(pids(site.lab, "v11", "sh -c"))
+        submit, tee = (pipe.until(words, lambda: one_alone(site.lab, words)) for words in (SUBMIT, "tee names"))
         began = time.monotonic()
         site.lab.on("v11", ["kill", "-9", submit, tee])
         wait_for(lambda: not relay_of(site.lab), 10)
