@@ -64,7 +64,7 @@ def test_a_long_transfer_is_seen_by_status_and_by_the_daemon_and_leaves_nothing(
             assert "under way: pull vision: " in shown and "left (main:ann/big)" in shown, shown
         else:
             shown = site.watchties("explain", "ann/big").stdout
-            assert re.search(r"at work: run push-\S+ of push on vision, .*\n +under way: [\d.]+ MB, ", shown), shown
+            assert re.search(r"at work: run push-\S+ of push on vision, .*\n +under way: [\d.]+ [kM]B, ", shown), shown
     assert [one for one in site.told if "; pull vision: " in one and "MB" in one], "systemd is told"
     site.wait_state("ann/big", "DONE", 120)
     site.wait(site.quiet, 60, "quiet")
