@@ -208,7 +208,7 @@ class Daemon:
         host, every = self.config.host[name], self.config.daemon.heartbeat
         far = ssh.from_config(self.plain, name)
         listener = Listener(
-            self._announced, self._listed, self._host_up, self.engine.host_is, self.teller.refuse_name, self._host_problem
+            self._announced, self._listed, self._host_up, self._host_down, self.teller.refuse_name, self._host_problem
         )
         shared = masters.Masters(far, lambda text: self._host_problem(name, text)) if far.ssh else None
         return Link(far, host.role, relays.trees_of(self.config, name), host.trigger, host.poll, every, listener, shared)
@@ -234,6 +234,11 @@ class Daemon:
         if news:
             log.info("host %s is up again", host)
         self._notices.over(f"host {host}", f"host {host} is up again")
+
+    def _host_down(self, host, reason):
+        if host not in self.engine.down:
+            log.warning("host %s is down: %s", host, reason.removeprefix(f"host {host}").lstrip(": "))
+        self.engine.host_is(host, reason)
 
     def _host_failed(self, host, reason):
         if host in self.links:

@@ -25,6 +25,7 @@ def test_a_host_that_is_down_is_told_once_and_that_it_is_up_again_also_by_the_ne
         site.drop("ann/while it is down")
         down, up = "host vision is down since", "host vision is up again"
         site.wait(lambda: times(site, down) == 1, 60, "it is told")
+        assert (site.base / "daemon.out").read_text().count("host vision is down: ") == 1
         assert "Its jobs wait; the others go on." in told(site) and "refused" in "".join(told(site))
         site.kill()
         site.start().wait_ready()
