@@ -25,6 +25,7 @@ for marker in "PENDING", "DONE", "FAILED", "EVIL":
     for job in {LINES!r}:
         print("main", marker, job, 17, "token", sep="\\t")
 print("main\\tDONE\\tann/held\\t17\\tno-such-token")
+sys.stdout.flush()
 sys.stdout.buffer.write(b"main\\tPENDING\\tann/\\xff\\t1\\n" + b"x" * 100_000 + b"\\n#bad\\n#error \\x1b[2J\\n#listed\\n")
 sys.stdout.flush()
 for line in sys.stdin:

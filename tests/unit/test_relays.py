@@ -31,12 +31,12 @@ class Heard(Listener):
         return [what for kind, *what in self.told if kind == word]
 
 
-def relay_that(says, tmp_path):
+def relay_that(says, tmp_path, heartbeat=5.0):
     """Return what a Link told of one relay from its start to its end."""
     (tmp_path / "scripts").mkdir(exist_ok=True)
     (tmp_path / "scripts/relay.py").write_text(SPEAK.format(says=says))
     heard = Heard()
-    link = Link(Far("vision", root=str(tmp_path)), "web", {"main": ("user_data", "*/*")}, "relay", 60.0, 5.0, heard)
+    link = Link(Far("vision", root=str(tmp_path)), "web", {"main": ("user_data", "*/*")}, "relay", 60.0, heartbeat, heard)
     asyncio.run(link._relay_once())
     return heard
 
@@ -62,6 +62,18 @@ def test_a_relay_that_says_much_on_standard_error_is_not_stopped_by_it(tmp_path)
     much = 'sys.stderr.write("warning\\n" * 500_000); sys.stdout.write("main\\tPENDING\\tann/e1\\t5\\n")'
     heard = relay_that(much, tmp_path)
     assert len(heard.all("announce")) == 1 and heard_problems(heard) == ["the relay ended: warning"]
+
+
+def test_a_relay_that_falls_silent_is_noticed_and_one_that_beats_is_not(tmp_path):
+    silent = "sys.stdout.flush()\nfor line in sys.stdin: pass"
+    assert relay_that(silent, tmp_path, 0.2).all("down") == [["vision", "host vision: its relay fell silent"]]
+    beats = 'import time\nfor _ in range(12): print("#beat", flush=True); time.sleep(0.1)'
+    assert not relay_that(beats, tmp_path, 0.2).all("down")
+
+
+def test_the_daemon_beats(tmp_path):
+    echo = 'sys.stdout.flush()\nfor line in [sys.stdin.readline() for _ in range(2)]: print("#error heard", line.strip())'
+    assert heard_problems(relay_that(echo, tmp_path, 0.2)) == ["heard beat", "heard beat", "the relay ended: Welcome!"]
 
 
 def heard_problems(heard):
