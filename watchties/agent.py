@@ -7,6 +7,7 @@ Lines are fields between TABs. A line that begins with a TAB belongs to the answ
 and a line of standard output, e and one of standard error.
 """
 
+import re
 import shlex
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ NO_SCRIPT, NO_DATA = 68, 66  # exit codes: our own for a missing agent, the agen
 NOT_WRITABLE = (71, 73)  # the agent cannot write or sync there
 BASE, PER_JOB = 120, 10  # seconds for a call: publish waits 60 for its lock, a scheduler may take 10 for each job
 NONE = "-"
+CODE = re.compile(r"[0-9]{1,3}")  # an exit code
 
 
 @dataclass
@@ -173,13 +175,16 @@ class Agent:
 
 
 def parse(text):
-    """Return [(job, Answer)] of the agent's lines; what the scheduler query says has the job "" and the word "query"."""
+    """Return [(job, Answer)] of the agent's lines; what the scheduler query says has the job "" and the word "query".
+
+    A line that is none of the agent's is passed over: whoever waits for it finds that nothing was said.
+    """
     answers = []
     for line in text.split("\n"):
         name, *fields = line.split("\t")
         if name and fields:
             answers.append((name, Answer(fields[0], fields[1:])))
-        elif fields and fields[0] == "query":
+        elif fields[:1] == ["query"] and CODE.fullmatch("".join(fields[1:2])):
             answers.append(("", Answer("query", [], int(fields[1]))))
         elif fields and answers:
             _continue(answers[-1][1], fields[0], "\t".join(fields[1:]))
@@ -187,7 +192,7 @@ def parse(text):
 
 
 def _continue(answer, kind, text):
-    if kind == "x":
+    if kind == "x" and CODE.fullmatch(text):
         answer.code = int(text)
     elif kind == "o":
         answer.out.append(text)

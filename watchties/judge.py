@@ -10,7 +10,7 @@ import fnmatch
 import os
 
 from watchties.manifest import LINK, totals
-from watchties.model import DONE, FAILED, printable
+from watchties.model import DONE, FAILED, number, printable
 
 COMMAND, CPU_SERVER = "command", "CPU_SERVER"
 OUTPUT, ERRORS = "remote_ties_run.res", "remote_ties_run.err"
@@ -131,7 +131,7 @@ def tail(path):
 def arrived(entries, listed, left):
     """Return what is missing of the results that the wrapper counted, or "" (a network file system shows them late)."""
     files, size = totals({path: entries[path] for path in listed if path in entries})
-    wanted = [int(left.get(key) or 0) for key in ("files", "bytes")]
+    wanted = [number(left.get(key)) for key in ("files", "bytes")]  # the job itself may have written there
     if files >= wanted[0] and size >= wanted[1]:
         return ""
     return f"{files} files, {size} bytes of {wanted[0]} files, {wanted[1]} bytes are there"

@@ -11,7 +11,8 @@ import hashlib
 import os
 import tempfile
 
-from watchties import ssh
+from watchties import children, ssh
+from watchties.errors import Unreachable
 from watchties.lanes import backoff
 
 KINDS = tuple(ssh.ALIVE)
@@ -73,11 +74,14 @@ class Masters:
 
     async def _hold(self, kind):
         """Open one connection and wait for its end; return what ssh said, as lines."""
-        process = self._processes[kind] = await _ssh(ssh.master(self.far, kind))
         try:
-            said = (await process.stderr.read(4096)).decode("utf-8", "replace").strip().splitlines()
+            process = self._processes[kind] = await _ssh(ssh.master(self.far, kind))
+        except Unreachable as error:
+            return [str(error)]
+        words = children.Words(process.stderr)
+        try:
             await process.wait()
-            return said
+            return await words.last()
         finally:
             if process.returncode is None:
                 process.terminate()
@@ -87,12 +91,20 @@ class Masters:
         """End the connection that a daemon which was killed has left: nobody else would."""
         path = ssh.control_path(self.far, kind).replace("%%", "%")
         if os.path.lexists(path):
-            process = await _ssh(ssh.end_master(self.far, kind))
-            await process.wait()
+            with contextlib.suppress(Unreachable, TimeoutError):
+                await self._tell_to_end(kind)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+
+    async def _tell_to_end(self, kind):
+        process = await _ssh(ssh.end_master(self.far, kind))
+        try:
+            async with asyncio.timeout(FORMER_ENDS):  # one that hangs answers nobody
+                await process.communicate()
+        finally:
+            await children.end(process)
 
 
 async def _ssh(argv):
     null, pipe = asyncio.subprocess.DEVNULL, asyncio.subprocess.PIPE
-    return await asyncio.create_subprocess_exec(*argv, stdin=null, stdout=null, stderr=pipe)
+    return await children.start(argv, stdin=null, stdout=null, stderr=pipe)

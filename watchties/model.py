@@ -86,7 +86,7 @@ def one_line(text):
 
 
 def number(text):
-    """Return the whole number that a hook has told, 0 if it is none: a site's own hook may say anything."""
+    """Return the whole number that a hook or a host has told, 0 if it is none: either may say anything."""
     try:
         return int(text or 0)
     except (TypeError, ValueError):

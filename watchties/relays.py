@@ -6,11 +6,12 @@ Must not know: what an announcement leads to; it only tells (see Listener). What
 
 import asyncio
 import contextlib
+import re
 import shlex
 import time
 from dataclasses import dataclass, field
 
-from watchties import ssh
+from watchties import children, ssh
 from watchties.errors import BadJobName, Unreachable, WatchtiesError
 from watchties.lanes import Breaker
 from watchties.model import CANCEL, COMPUTE, DONE, FAILED, MARKERS, PENDING, REQUESTS, TAKEN, WEB, check_job_name, depth, printable
@@ -21,6 +22,7 @@ RELAY_ENDS = 3  # seconds for a relay to end by itself
 RELAY_FAILURES = 3  # so many quick deaths, and the host's markers are listed instead
 MARKERS_OF = {WEB: (PENDING, CANCEL), COMPUTE: (DONE, FAILED)}
 HIDDEN = tuple(TAKEN + name for name in REQUESTS)
+IDENTITY = re.compile(r"-?[0-9]{1,19}")  # an mtime in nanoseconds
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,13 @@ class Link:
         nonce, began = ssh.new_nonce(), time.monotonic()
         argv = ssh.argv(self.far, self.relay_command(nonce))
         pipe = asyncio.subprocess.PIPE
-        self._process = await asyncio.create_subprocess_exec(*argv, stdin=pipe, stdout=pipe, stderr=pipe, limit=1 << 20)
+        try:
+            self._process = await children.start(argv, stdin=pipe, stdout=pipe, stderr=pipe, limit=1 << 20)
+        except Unreachable as error:
+            self.failed(str(error))
+            return
         beats = asyncio.create_task(self._send_beats())
-        errors = asyncio.create_task(self._process.stderr.read(4096))
+        words = children.Words(self._process.stderr)
         try:
             await self._read(nonce)
         except TimeoutError:
@@ -169,7 +175,7 @@ class Link:
         finally:
             beats.cancel()
             await self._end_relay()
-            said = (await errors).decode("utf-8", "replace").strip().splitlines()
+            said = await words.last()
         lived = time.monotonic() - began
         self._failures = self._failures + 1 if lived < self.heartbeat else 0
         if said:
@@ -187,7 +193,7 @@ class Link:
     async def _read(self, nonce):
         hello = f"#relay {nonce}".encode()
         heard = False
-        while line := await self._next_line():
+        while (line := await self._next_line()).endswith(b"\n"):  # one without an end was cut, and may say another thing by it
             if not heard:
                 heard = line.startswith(hello)  # what comes before is a banner
             else:
@@ -199,7 +205,7 @@ class Link:
 
     def _take(self, line):
         try:
-            text = line.decode("utf-8").rstrip("\n")
+            text = line.decode("utf-8").removesuffix("\n")
         except UnicodeDecodeError:
             self.listener.bad("", printable(line), "it is not valid UTF-8")
             return
@@ -218,6 +224,8 @@ class Link:
             tree, marker, job, ns, *rest = words
             if tree not in self.trees or marker not in MARKERS + HIDDEN:
                 raise ValueError("unknown tree or marker")
+            if not IDENTITY.fullmatch(ns):
+                raise ValueError("no identity")
             check_job_name(job, self.trees[tree][1])
             self.listener.announce(Announcement(self.far.name, tree, marker, job, int(ns), "" if rest in ([], ["-"]) else rest[0]))
         except BadJobName as error:
@@ -233,8 +241,7 @@ class Link:
                 async with asyncio.timeout(RELAY_ENDS):
                     await process.wait()
             except TimeoutError:
-                process.kill()
-                await process.wait()
+                await children.end(process)
 
 
 def trees_of(config, host):
@@ -246,16 +253,12 @@ async def call(far, command, stdin=b"", timeout=CALL_TIMEOUT):
     """Run a short command in a host's root; return (its output, its exit code). Raises Unreachable."""
     nonce = ssh.new_nonce()
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *ssh.argv(far, ssh.frame(nonce, far.root, command)), stdin=pipe, stdout=pipe, stderr=pipe
-    )
+    process = await children.start(ssh.argv(far, ssh.frame(nonce, far.root, command)), stdin=pipe, stdout=pipe, stderr=pipe)
     try:
         async with asyncio.timeout(timeout):
             out, err = await process.communicate(stdin)
     except TimeoutError:
         raise Unreachable(f"host {far.name} did not answer within {timeout:g} s") from None
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await children.end(process)
     return ssh.unframe(nonce, far.name, out.decode("utf-8", "surrogateescape"), err.decode("utf-8", "replace"))

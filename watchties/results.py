@@ -108,17 +108,20 @@ def to_send(job):
     return [f"{job.job}/{path}" for path in made if path in entries and path not in outside]
 
 
-def begin_to_send(jobs):
-    """Note that what these jobs made is on its way; return those whose earlier run to the web host was cut off, or may have been.
+def begin_to_send(run, names):
+    """Note that what jobs made is on its way; return those whose earlier run to the web host was cut off, or may have been.
 
-    The note needs no barrier: it outlives all but a crash of this machine, and a list that is older than its last start
-    is taken for one that was on its way.
+    names: job -> paths. Jobs whose note cannot be written are settled. The note needs no barrier: it outlives all but a crash of
+    this machine, and a list that is older than its last start is taken for one that was on its way.
     """
     up = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    jobs = [job for job, paths in names.items() if paths]
     cut = [job for job in jobs if os.path.exists(_note(job)) or _made_at(manifest.place(job, "made")) < up + CLOCK_STEPS]
     for job in jobs:
-        with open(_note(job), "ab"):
-            pass
+        try:
+            os.close(os.open(_note(job), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            run.retry(job, f"{os.path.dirname(_note(job))}: {error.strerror}")
     return cut
 
 

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from multiprocessing import forkserver
+from multiprocessing import current_process, forkserver
 
 from watchties import hookstart
 from watchties.errors import AGAIN
@@ -37,7 +37,7 @@ class Runner:
         self.environ = dict(os.environ if environ is None else environ)
         self.environ = {k: v for k, v in self.environ.items() if not k.startswith("WATCHTIES_")}
         self.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), self.environ.get("PATH", os.defpath)])
-        self._server, self._kinds, self.leave = None, {}, False  # leave: hooks outlive us, for the next daemon to take up
+        self._server, self._sockets, self._kinds, self.leave = None, None, {}, False  # leave: hooks outlive us, for the next daemon to take up
 
     def environment(self, run):
         """Return the environment of a hook, as the contract has it."""
@@ -60,14 +60,24 @@ class Runner:
     def warm_up(self):
         """Start the forkserver, so that the first hook does not wait for its imports."""
         if self._server is None:
+            current_process()._config["tempdir"] = self._room()  # else one in /tmp, which a daemon that is killed leaves
             self._server = forkserver.ForkServer()
             self._server.set_forkserver_preload(hookstart.PRELOAD)
         self._server.ensure_running()
+
+    def _room(self):
+        """Return the directory for the forkserver's socket, empty now. As a short path: a socket's has at most 104 characters."""
+        where = os.path.join(self.dirs.state, "fork")
+        shutil.rmtree(where, ignore_errors=True)
+        os.mkdir(where, 0o700)
+        self._sockets = os.open(where, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return f"/proc/self/fd/{self._sockets}"
 
     def close(self):
         """Let the forkserver go; hooks at work are not touched."""
         if self._server is not None:
             self._server._stop()
+            os.close(self._sockets)
             self._server = None
 
     async def run(self, run, watch=None):

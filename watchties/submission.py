@@ -98,6 +98,8 @@ class Submission:
                 lists[job] = manifest.walk(job.dir)
             except (Rejected, Unsafe) as error:
                 self.run.failed(job, error, cause="rejected")
+            except OSError as error:  # one job's, and no other's
+                self.run.retry(job, error)
         for job, error in manifest.write("manifest", lists).items():
             self.run.retry(job, error)
             del lists[job]

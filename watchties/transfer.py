@@ -31,6 +31,7 @@ OPTIONS = (
 )  # fmt: skip
 PROBE = 60  # seconds for a host to show that it is there
 WORKROOM = RECORD_DIR + ".coming"  # below the mirror's root; hidden, so no user's
+BY_HAND = "pid-"  # + pid: the room of a run by hand, of which there may be several at once
 NO_SETUID = "Fug-s"
 INTO_MIRROR = "Du+rwx,Fu+rw"  # what a user made read-only must not stop the next transfer
 
@@ -203,7 +204,8 @@ def connection():
 def slot():
     """Return the name of the slot that this run has, which no other run has meanwhile; "" where a hook is run by hand."""
     lock = os.environ.get("WATCHTIES_LOCK_FD", "")
-    return os.path.basename(os.readlink(f"/proc/self/fd/{lock}")) if lock.isdigit() else ""
+    name = os.path.basename(os.readlink(f"/proc/self/fd/{lock}")) if lock.isdigit() else ""
+    return "" if name.endswith(".by-hand") else name
 
 
 def _quoted(word):
@@ -246,13 +248,24 @@ def _workroom(route, wanted):
     if not wanted or not os.path.isdir(route.mirror):
         yield []
         return
-    room = os.path.join(route.mirror, WORKROOM, slot() or f"pid-{os.getpid()}")
+    rooms = os.path.join(route.mirror, WORKROOM)
+    room = os.path.join(rooms, slot() or f"{BY_HAND}{os.getpid()}")
+    _sweep(rooms)
     shutil.rmtree(room, ignore_errors=True)
     os.makedirs(room, mode=0o700)
     try:
         yield [f"--temp-dir={room}"]
     finally:
         shutil.rmtree(room, ignore_errors=True)
+
+
+def _sweep(rooms):
+    """Remove what runs by hand that were killed have left: nobody else will be in their room."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(rooms):
+            pid = name.removeprefix(BY_HAND)
+            if pid != name and not os.path.exists(f"/proc/{pid}"):
+                shutil.rmtree(os.path.join(rooms, name), ignore_errors=True)
 
 
 def exactly(path):

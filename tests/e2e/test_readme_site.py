@@ -255,9 +255,11 @@ def put_new_version(where):
 def assert_uninstall(lab, webapp):
     """Nothing of ours is left anywhere, and all jobs with their results are."""
     trees = [lab.home(*login) / "compties" for login in (("vision", "www-data"), ("v11", "webapp"), ("b01", "runcompties"))]
+    theirs = put(trees[2] / "scripts/nightly.sh", "an administrator's\n")
     webapp.run_all(UNINSTALL)
+    assert list((trees[2] / "scripts").iterdir()) == [theirs] and not (trees[0] / "scripts").exists()
     for tree in trees:
-        assert not list(tree.rglob(".watchties*")) and not (tree / "scripts").exists()
+        assert not list(tree.rglob(".watchties*"))
         assert (tree / "user_data/ann/as root/remote_ties_run.res").read_text() == "1\n2\n3\n"
     home = lab.home("v11", "webapp")
     assert not (home / ".config/watchties").exists() and not (home / ".local/state/watchties").exists()

@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import pytest
+from helpers import wait_for
 from click.testing import CliRunner
 
 from watchties import markers, record
@@ -107,6 +108,24 @@ def test_run_hook_shows_what_the_hook_says_and_records_nothing(carried):
     assert done.returncode == 0 and "it told: done: written to" in done.stdout and "zoe@example.org" in done.stdout
     assert path.read_bytes() == before
     assert os.listdir(os.path.join(carried.state, "runs")) == [] and os.listdir(os.path.join(carried.state, "by-hand")) == []
+
+
+def test_what_a_run_by_hand_that_was_killed_has_left_is_removed_by_the_next_when_its_hook_has_ended(carried):
+    by_hand = pathlib.Path(carried.state, "by-hand")
+    hook, rules = own_hook(carried, "#!/bin/sh\ntouch begun\nwhile ! [ -e go ]; do sleep 0.05; done\n")
+    again = lambda: subprocess.run(carried.words("run-hook", "mail", ODD), capture_output=True, check=True)  # noqa: E731
+    try:
+        process = subprocess.Popen(carried.words("run-hook", "plots", ODD), stdout=subprocess.DEVNULL)
+        wait_for(lambda: list(by_hand.glob("*/runs/*/begun")))
+        process.kill()
+        process.wait()
+        again()
+        (left,) = by_hand.glob("*/runs/*")  # its hook goes on there
+        (left / "go").touch()
+        wait_for(lambda: again() and not list(by_hand.iterdir()), every=0.2)
+    finally:
+        os.unlink(rules)
+        os.unlink(hook)
 
 
 def own_hook(work, text):

@@ -453,6 +453,17 @@ def test_a_state_is_not_shown_where_the_results_did_not_arrive(site):
     assert (site.web / "ann/e1/DONE").exists() and not (site.web / "ann/e2/DONE").exists()
 
 
+def test_one_whose_record_takes_no_note_does_not_spoil_a_push(site):
+    for name in "ann/e1", "ann/e2":
+        request(site, name, command="echo r >result")
+        run_to_exit(site, name)
+        fetch(site, name)
+    (site.mirror / "ann/e2/.watchties/sending.1").mkdir()
+    ended = site.run_hook("push", [site.job(name, place="mirror", marker="DONE") for name in ("ann/e2", "ann/e1")])
+    assert [ended.outcome(name) for name in ("ann/e1", "ann/e2")] == ["done", "retry"], (ended.out, ended.err)
+    assert (site.web / "ann/e1/DONE").exists() and "Is a directory" in ended.reason("ann/e2")
+
+
 def test_a_request_that_is_not_accepted_stays_on_the_web(site):
     number = request(site)
     ended = site.run_hook("report", [site.job(NAME, marker="SUBMITTED", accepted=[1])])

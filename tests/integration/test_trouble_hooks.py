@@ -183,6 +183,22 @@ def test_a_forkserver_that_is_killed_makes_no_hook_look_done(tmp_path):
         assert (site.compute / "ann/e1/big.out").read_bytes() == (site.web / "ann/e1/big.out").read_bytes()
 
 
+def test_a_daemon_that_is_killed_leaves_no_directory_of_its_forkserver_s(tmp_path, monkeypatch):
+    deep = tmp_path / ("a state directory so deep that a socket there has no short path " * 2)
+    (deep / "tmp").mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(deep / "tmp"))
+    site = Site(deep)
+    for job in "ann/e1", "ann/e2":
+        with site:
+            site.drop(job)
+            end(site, job)
+            assert len(list((site.state / "fork").iterdir())) == 1
+            site.kill()
+    with site:
+        site.wait_ready()
+    assert not list((site.state / "fork").iterdir()) and not list((deep / "tmp").glob("pymp-*"))
+
+
 def is_forkserver(process, parent):
     try:
         words, ppid = (process / "cmdline").read_bytes(), (process / "stat").read_text().rpartition(") ")[2].split()[1]

@@ -86,6 +86,17 @@ def test_begun_is_told_instead_of_unknown(agent):
 
 
 @every_shell
+def test_a_line_that_a_lost_connection_has_cut_is_neither_submitted_nor_answered(agent):
+    lines = [["u/e", 1, "t1"], ["u/f", 1, "t2"]]
+    agent.run("claim", "R1", lines=lines)
+    whole, cut = "\t".join(map(str, [*lines[0], LOG])), "\t".join(map(str, [*lines[1], LOG[:-3]]))
+    done = subprocess.run(agent.argv("submit", "R1"), input=f"{whole}\n{cut}", capture_output=True, text=True, cwd=agent.data, check=True)
+    assert [line.split("\t")[0] for line in done.stdout.splitlines() if line[0] != "\t"] == ["u/e"]
+    assert submissions(agent) == ["t1"] and (place(agent, "u/f", 1, "t2") / "claim.R1").exists()
+    assert agent.one("submit", "R1", line=[*lines[1], LOG]) == ["replied"]
+
+
+@every_shell
 def test_rule_fenced(agent, tmp_path):
     """An orphan of run R1 submits late, after R2 has claimed: it is refused, and R2's inputs are not overtaken."""
     def submit_late(agent):

@@ -3,6 +3,7 @@
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -320,6 +321,28 @@ def test_become_owns_what_is_written():
         put(site.mirror / job.job / "a b", "x")
         batches.carry(route, {job: [job.job]}, inward=False)
         assert (site.web / job.job / "a b").owner() == "nobody"
+
+
+def test_what_a_run_by_hand_that_was_killed_has_left_is_removed_and_that_of_one_at_work_is_not(site, route, tmp_path, monkeypatch):
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    rooms = site.mirror / ".watchties.coming"
+    for name in f"pid-{killed.pid}", f"pid-{os.getppid()}", "pull.vision.1":
+        put(rooms / name / "half.XXXXXX", b"half")
+    for lock in "pull.vision.0", "pull.vision.by-hand":
+        with open(tmp_path / lock, "w") as held:
+            monkeypatch.setenv("WATCHTIES_LOCK_FD", str(held.fileno()))
+            put(site.web / "ann/e1/data", lock)
+            transfer.rsync(route, ["ann/e1"], inward=True)
+            assert (site.mirror / "ann/e1/data").read_text() == lock
+            assert sorted(os.listdir(rooms)) == sorted([f"pid-{os.getppid()}", "pull.vision.1"])
+
+
+def test_two_runs_by_hand_at_once_have_a_room_each(site, route, tmp_path, monkeypatch):
+    with open(tmp_path / "pull.vision.by-hand", "w") as held:
+        monkeypatch.setenv("WATCHTIES_LOCK_FD", str(held.fileno()))
+        with transfer._workroom(route, True) as (option,):
+            assert option.endswith(f".watchties.coming/pid-{os.getpid()}")
 
 
 def test_the_words_of_the_remote_shell_survive_rsyncs_own_parser():

@@ -139,6 +139,17 @@ def test_answers_with_replies_and_a_query():
     assert query.word == "query" and query.reply() == (3, "row", "")
 
 
+@pytest.mark.parametrize("junk", ["\tx\tmany", "\tx", "\tquery\tx", "\tquery", "\t", "x\t", "\tx\t" + "9" * 5000, "../..\tdone\tid=1", "\0"])
+def test_answers_that_no_agent_gives_are_passed_over(junk):
+    answers = dict(agent.parse(f"a/b\tdone\n{junk}\n\tx\t7\n\to\tsaid\nc/d\tnew"))
+    assert answers["a/b"].reply() == (7, "said", "") or junk.partition("\t")[0]
+    assert answers["c/d"].word == "new"
+
+
+def test_counts_of_an_exit_file_that_are_none_ask_for_nothing():
+    assert judge.arrived({}, {}, {"files": "many", "bytes": "1e9"}) == ""
+
+
 def test_words_of_one_detail_are_values_too():
     assert agent.Answer("begun", ["state=begun id=7 host=b01"]).values["id"] == "7"
 

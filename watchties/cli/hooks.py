@@ -4,6 +4,8 @@ Knows: what a hook is told, where a run by hand keeps its files: apart from the 
 Must not know: what any hook does, what its results mean.
 """
 
+import contextlib
+import fcntl
 import os
 import shutil
 import signal
@@ -93,6 +95,7 @@ def carry_out(config, places, rule, hook, start, seen):
     from watchties.runner import Runner
 
     folder = os.path.join(places.state, FOLDER, str(os.getpid()))
+    sweep(os.path.dirname(folder))
     dirs = runs.RunDirs(folder)
     try:
         plain = configuration.plain(config)
@@ -111,6 +114,24 @@ def carry_out(config, places, rule, hook, start, seen):
     return code
 
 
+def sweep(folders):
+    """Remove what runs by hand that were killed have left, but for one whose hook goes on: that still writes there."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(folders):
+            if not os.path.exists(f"/proc/{name}") and not is_held(os.path.join(folders, name, "locks")):
+                shutil.rmtree(os.path.join(folders, name), ignore_errors=True)
+
+
+def is_held(locks):
+    """Return whether a hook holds one of the locks in a directory."""
+    for entry in os.scandir(locks) if os.path.isdir(locks) else ():
+        with open(entry.path) as lock, contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            continue
+        return True
+    return False
+
+
 def told(config, seen, start, run_id):
     """Return what the hook is told of the job, just as the daemon does it."""
     from watchties.dispatch import Dispatch
@@ -125,6 +146,7 @@ def in_foreground(run, environment):
     """Return the exit code of a hook, its output on the terminal; Ctrl-C asks it to stop, as the daemon would."""
     with open(run.lock, "w") as lock:
         number = lock.fileno()
+        fcntl.flock(number, fcntl.LOCK_EX)
         environment = environment | {"WATCHTIES_LOCK_FD": str(number)}
         process = subprocess.Popen(
             [run.hook], stdin=subprocess.DEVNULL, env=environment, cwd=run.dir, pass_fds=[number], start_new_session=True

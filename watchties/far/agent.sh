@@ -273,10 +273,11 @@ state_rank() {
 
 # ---- batches: lines are read in chunks, and every step is done for a whole chunk before the next ----
 
-# read_chunk MAX: read up to MAX lines into line_1 ... line_$n; false at the end
+# read_chunk MAX: read up to MAX lines into line_1 ... line_$n; false at the end. A last line without an end is one that a lost
+# connection has cut: half a command is never run, half a name never looked up
 read_chunk() {
     n=0
-    while [ "$n" -lt "$1" ] && { IFS= read -r line || [ -n "$line" ]; }; do
+    while [ "$n" -lt "$1" ] && IFS= read -r line; do
         n=$((n + 1))
         eval "line_$n=\$line answer_$n= detail_$n= dir_$n= fresh_$n="
     done
