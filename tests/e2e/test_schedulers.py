@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from helpers import wait_for
+from helpers import put, wait_for
 from lab_kit import LabSite, Lab, why_not
 
 pytestmark = pytest.mark.slow
@@ -21,6 +21,10 @@ OVER_MEMORY = """echo run >>runs.log
 exec python3 -c 'import time; x = b"x" * 300_000_000; time.sleep(60)'
 """
 SLEEP = "echo run >>runs.log\nexec sleep 300\n"
+LATE_ACCOUNT = """#!/bin/sh
+[ ! -e "$HOME/late" ] || { echo "error: job id $2 not found" >&2; exit 1; }
+exec /usr/bin/qacct "$@"
+"""
 # The scheduler has accepted and nobody hears of it: its answer is kept, and agent and ssh session end without a word.
 CUTTER = """#!/bin/sh
 if [ -e "$HOME/cut" ] && mv "$HOME/cut" "$HOME/cut.$$" 2>/dev/null; then
@@ -141,6 +145,9 @@ def assert_no_reply_came(site, cuts):
 def test_every_end_has_its_own_cause_in_the_schedulers_words(cluster):
     lab = cluster
     limits = '[host.elgato.resources]\nmemory = "150MB"\nwalltime = "60s"\n[host.sge.resources]\nwalltime = "12s"\n'
+    late = lab.home("sge", "runcompties") / "late"  # qacct knows nothing yet
+    put(late.parent / "shims/qacct", LATE_ACCOUNT).chmod(0o755)
+    late.write_text("")
     with LabSite(lab, compute=("elgato", "sge"), daemon='grace = "15s"',
                  change=lambda text: as_schedulers(text) + limits) as site:  # fmt: skip
         wanted = {"time": SLEEP, "memory": OVER_MEMORY, "cancelled": SLEEP}
@@ -152,6 +159,12 @@ def test_every_end_has_its_own_cause_in_the_schedulers_words(cluster):
             site.wait(lambda: site.runs(job), 60, f"{job} runs")
             id = site.wait_state(job, "SUBMITTED")["id"]
             lab.on(jobs[job][1], ["sh", "-c", f"{scancel} {shlex.quote(id)}"], user="runcompties")
+        by_sge = [job for job in jobs if "sge" in job]
+        site.wait(lambda: all("once more" in site.record(job).tries.get("poll", {}).get("reason", "") for job in by_sge), 90, "missed")
+        missed = time.monotonic()
+        site.wait(lambda: time.monotonic() - missed > 20, 30)  # longer than grace: a cause that may still come is waited for
+        assert [site.marker(job)[0] for job in by_sge] == ["SUBMITTED"] * 2
+        late.unlink()
         site.wait(lambda: all(site.marker(job)[0] == "FAILED" for job in jobs), 200, "all FAILED")
         told = {job: site.marker(job)[1] for job in jobs}
         print("\n".join(f"{job}: {fields['cause']}, {fields['reason']}" for job, fields in told.items()))
