@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from helpers import wait_for
+from helpers import put, wait_for
 from lab_kit import LabSite, Lab, why_not
 
 pytestmark = pytest.mark.slow
@@ -21,6 +21,10 @@ OVER_MEMORY = """echo run >>runs.log
 exec python3 -c 'import time; x = b"x" * 300_000_000; time.sleep(60)'
 """
 SLEEP = "echo run >>runs.log\nexec sleep 300\n"
+LATE_ACCOUNT = """#!/bin/sh
+[ ! -e "$HOME/late" ] || { echo "error: job id $2 not found" >&2; exit 1; }
+exec /usr/bin/qacct "$@"
+"""
 # The scheduler has accepted and nobody hears of it: its answer is kept, and agent and ssh session end without a word.
 CUTTER = """#!/bin/sh
 if [ -e "$HOME/cut" ] && mv "$HOME/cut" "$HOME/cut.$$" 2>/dev/null; then
@@ -141,6 +145,9 @@ def assert_no_reply_came(site, cuts):
 def test_every_end_has_its_own_cause_in_the_schedulers_words(cluster):
     lab = cluster
     limits = '[host.elgato.resources]\nmemory = "150MB"\nwalltime = "60s"\n[host.sge.resources]\nwalltime = "12s"\n'
+    late = lab.home("sge", "runcompties") / "late"  # qacct knows nothing yet
+    put(late.parent / "shims/qacct", LATE_ACCOUNT).chmod(0o755)
+    late.write_text("")
     with LabSite(lab, compute=("elgato", "sge"), daemon='grace = "15s"',
                  change=lambda text: as_schedulers(text) + limits) as site:  # fmt: skip
         wanted = {"time": SLEEP, "memory": OVER_MEMORY, "cancelled": SLEEP}
@@ -152,6 +159,12 @@ def test_every_end_has_its_own_cause_in_the_schedulers_words(cluster):
             site.wait(lambda: site.runs(job), 60, f"{job} runs")
             id = site.wait_state(job, "SUBMITTED")["id"]
             lab.on(jobs[job][1], ["sh", "-c", f"{scancel} {shlex.quote(id)}"], user="runcompties")
+        by_sge = [job for job in jobs if "sge" in job]
+        site.wait(lambda: all("once more" in site.record(job).tries.get("poll", {}).get("reason", "") for job in by_sge), 90, "missed")
+        missed = time.monotonic()
+        site.wait(lambda: time.monotonic() - missed > 20, 30)  # longer than grace: a cause that may still come is waited for
+        assert [site.marker(job)[0] for job in by_sge] == ["SUBMITTED"] * 2
+        late.unlink()
         site.wait(lambda: all(site.marker(job)[0] == "FAILED" for job in jobs), 200, "all FAILED")
         told = {job: site.marker(job)[1] for job in jobs}
         print("\n".join(f"{job}: {fields['cause']}, {fields['reason']}" for job, fields in told.items()))
@@ -160,3 +173,77 @@ def test_every_end_has_its_own_cause_in_the_schedulers_words(cluster):
         site.wait(lambda: all(site.letter(job) for job in jobs), 30, "letters")
         assert all(told[job]["reason"][:40] in site.letter(job).get_body(("plain",)).get_content() for job in jobs)
         assert {job: site.runs(job) for job in jobs} == dict.fromkeys(jobs, 1)
+
+
+def test_jobs_beyond_a_users_limit_wait_and_say_why_while_another_host_goes_on(cluster):
+    """MaxSubmitJobs of the account: "not now" holds back what goes to elgato. Last of this module: the limit stays."""
+    lab = cluster
+    lab.on("elgato", ["sh", "-c", "sacctmgr -i add account lab && sacctmgr -i add user runcompties account=lab MaxSubmitJobs=2"])
+    lab.inside("elgato", "slurm.sh", "stop")
+    lab.on("elgato", ["sh", "-c", "echo AccountingStorageEnforce=limits >>/etc/slurm/slurm.conf"])
+    lab.inside("elgato", "slurm.sh", "controller")
+    with LabSite(lab, compute=("elgato", "sge"), change=as_schedulers, daemon='grace = "1s"', edit=soon_again) as site:
+        held, waits = ["ann/e1", "ann/e2"], ["ann/e3", "bob/e4"]
+        for job in held:
+            site.drop(job, "echo run >>runs.log\nuntil [ -e go ]; do sleep 0.2; done\n", files={"CPU_SERVER": "elgato\n"})
+            site.wait_state(job, "SUBMITTED", 60)
+        for job in waits:
+            site.drop(job, COMMAND, files={"CPU_SERVER": "elgato\n"})
+        said = "elgato takes no more for now: "
+        site.wait(lambda: all(said in site.watchties("status", job, check=False).stdout for job in waits), 60, "they say why they wait")
+        site.drop("bob/elsewhere", COMMAND, files={"CPU_SERVER": "sge\n"})
+        site.wait_state("bob/elsewhere", "DONE", 60)
+        assert [site.marker(job)[0] for job in waits] == ["PENDING"] * 2
+        for job in held:
+            (site.computes["elgato"] / job / "go").touch()
+        for job in held + waits:
+            site.wait_state(job, "DONE", 90)
+            assert site.runs(job) == 1
+
+
+def soon_again(text):
+    """Return the rules with submit tried again soon."""
+    return text.replace('name = "submit"\n', 'name = "submit"\nretry = { first = "1s", maximum = "3s", give_up_after = "3d" }\n')
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Slurm without accounting on one host."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with Lab(tmp_path_factory.mktemp("plain"), ("vision", "v11", "elgato")) as lab:
+        lab.inside("elgato", "slurm.sh", "up", "elgato")
+        yield lab
+
+
+def with_slurm(text):
+    """Return the configuration with Slurm on elgato, and what a job may ask for there."""
+    more = 'poll = "1s"\nresources = { memory = "150MB", walltime = "10m" }\ncaps = { memory = "1GB" }\n'
+    head = '[host.elgato]\nrole = "compute"\nscheduler = "shell"'
+    assert head in text
+    return text.replace(head, f'[host.elgato]\nrole = "compute"\nscheduler = "slurm"\n{more}')
+
+
+def test_without_accounting_causes_refusals_and_caps_are_told_apart_too(plain):
+    """A node that failed is a cause of its own: such a job is not run again, though the tree tries lost ones twice more."""
+    with LabSite(plain, compute=("elgato",), daemon='grace = "3s"', tree="resubmit_lost = 2", change=with_slurm) as site:
+        for job, toml in ("nosuch", 'queue = "nosuch"\n'), ("big", 'memory = "2GB"\n'):
+            site.drop(f"ann/{job}", COMMAND, files={"job.toml": toml})
+        rejected = {job: site.wait_state(f"ann/{job}", "FAILED", 60) for job in ("nosuch", "big")}
+        assert {fields["cause"] for fields in rejected.values()} == {"rejected"}
+        assert "invalid partition specified" in rejected["nosuch"]["reason"]
+        assert rejected["big"]["reason"] == "job.toml: memory = 2GB is more than elgato allows, 1GB"
+        site.drop("ann/memory", OVER_MEMORY)
+        site.drop("ann/cancelled", SLEEP)
+        site.wait(lambda: site.runs("ann/cancelled"), 60, "it runs")
+        id = site.wait_state("ann/cancelled", "SUBMITTED", 60)["id"]
+        plain.on("elgato", ["scancel", id], user="runcompties")
+        for job in "memory", "cancelled":
+            assert site.wait_state(f"ann/{job}", "FAILED", 90)["cause"] == job
+        site.drop("ann/node", SLEEP)
+        site.wait(lambda: site.runs("ann/node"), 60, "it runs")
+        site.wait_state("ann/node", "SUBMITTED", 60)
+        plain.on("elgato", ["scontrol", "update", "nodename=elgato", "state=down", "reason=test"])
+        told = site.wait_state("ann/node", "FAILED", 90)
+        assert (told["cause"], told["attempt"]) == ("node", "1") and "NODE" in told["reason"], told
+        assert site.runs("ann/node") == 1

@@ -14,6 +14,8 @@ A scheduler module has, command and parser side by side, all pure, text in and t
     cancel_command(id, name)                 -> shell text that ends a job, by its name where id is ""; "" if the agent alone can do it
     parse_said(text)                         -> Entry or None: what the scheduler wrote where the wrapper's own output goes ($WT_SAID)
 
+    LATE                                     seconds by which its account of an ended job may be late, after its queue has forgotten it
+
 resources: {"cores": number, "memory": bytes, "walltime": seconds, "queue": word, "account": word}, None or missing where
 nothing is asked for. options: more words for the submit command, as the site gave them.
 

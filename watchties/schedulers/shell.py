@@ -22,6 +22,7 @@ WRAPPER = 'setsid sh "$WT_AGENT" wrapper "$WT_JOB" "$WT_ATTEMPT" "$WT_TOKEN"'
 LOOK = "grep -ls -e wrapper /proc/self/cmdline"  # finds itself: so it is known that it could look
 SELF = "/proc/self/cmdline"
 BUSY = re.compile(r"fork|resource|memory", re.IGNORECASE)  # dash: "Cannot fork", bash: "fork: retry: Resource temporarily unavailable"
+LATE = 0  # it has no account
 
 
 def submit_command(job, resources, options):

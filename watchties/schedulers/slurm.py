@@ -42,6 +42,7 @@ UNKNOWN_ID = "Invalid job id specified"  # squeue, asked for a single one: exit 
 QUEUE = f"capped {ASK} squeue --noheader --states=all --format='%i|%T|%j|%r'"
 HISTORY = f"capped {ASK} sacct --allocations --noheader --parsable2 --format=JobIDRaw,State,JobName,ExitCode"
 MISSING = """wt_gone=; for wt_id in {ids}; do case $wt_said in *"wt:$wt_id|"*) ;; *) wt_gone=$wt_gone,$wt_id ;; esac; done"""
+LATE = 0  # squeue tells of a job until MinJobAge has passed (slurm.conf: 300 s)
 
 
 def submit_command(job, resources, options):
