@@ -37,7 +37,7 @@ bench: setup
 	$(PY) tests/bench/bench.py
 
 man: setup
-	$(PY) contrib/man/build.py man
+	$(PY) contrib/man/build.py contrib/man/pages
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "contrib/man"))
 import build  # noqa: E402
 
-PAGES = sorted((ROOT / "man").glob("*.[1-8]"))
+PAGES = sorted((ROOT / "contrib/man/pages").glob("*.[1-8]"))
 
 
 def test_pages_are_as_their_sources_are_now():
     made = build.pages()
-    stale = [name for name, text in made.items() if not (ROOT / "man" / name).exists() or (ROOT / "man" / name).read_text() != text]
+    stale = [name for name, text in made.items() if not (ROOT / "contrib/man/pages" / name).exists() or (ROOT / "contrib/man/pages" / name).read_text() != text]
     assert not stale and {path.name for path in PAGES} == set(made), f"run: make man ({stale})"
 
 
@@ -48,7 +48,7 @@ def inner(context):
 
 @pytest.mark.parametrize("name", build.programs())
 def test_every_command_and_option_is_in_its_page(name):
-    page, command = (ROOT / "man" / f"{name}.1").read_text().replace("\\-", "-"), build.programs()[name]
+    page, command = (ROOT / "contrib/man/pages" / f"{name}.1").read_text().replace("\\-", "-"), build.programs()[name]
     for path, one in inner(click.Context(command, info_name=name)):
         head, found, rest = page.partition(f'\n.SS "{path}"\n')
         assert found, f"{path} has no section"
@@ -59,7 +59,7 @@ def test_every_command_and_option_is_in_its_page(name):
 
 
 def test_every_key_of_the_configuration_is_in_its_page_and_said_what_it_is():
-    page = (ROOT / "man/watchties.toml.5").read_text().split(".SH EXAMPLES")[0]
+    page = (ROOT / "contrib/man/pages/watchties.toml.5").read_text().split(".SH EXAMPLES")[0]
     paragraphs = dict(re.findall(r"^\.TP\n\\fB([a-z_.]+)\\fR.*\n((?:[^.\n].*\n?)*)", page, re.MULTILINE))
     for kind, model in MODELS.items():
         assert f".SH {build.settings.LABELS[kind]}\n" in page
