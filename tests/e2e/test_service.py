@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 # A hook that shows that it has begun, and ends when it is let.
 HOLD = "case $WATCHTIES_JOB in */hold*) cd /home/webapp; : >began; cat go >/dev/null; echo over >>over.log ;; esac\n"
-SOON = "[Service]\nWatchdogSec=4s\nRestartSec=200ms\n"
+SOON = "[Service]\nWatchdogSec=4s\nRestartSec=200ms\nTimeoutStopSec=3s\n"  # the last is too short, but for what the daemon says
 RULE = '\n[[rule]]\nname = "hold"\non = ["mirror:DONE"]\nafter = ["push"]\n'
 
 
@@ -64,6 +64,7 @@ def service(manager):
     service = Service(site)
     said = service.command("install").stdout
     assert "loginctl enable-linger webapp" in said and f"written: /home/webapp/.config/systemd/user/{unit.NAME}" in said
+    assert (service.show("WatchdogUSec"), service.show("Restart")) == ("1min", "on-failure")
     drop_in = site.base / ".config/systemd/user/watchties.service.d/soon.conf"
     drop_in.parent.mkdir()
     drop_in.write_text(SOON)
