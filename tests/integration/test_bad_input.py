@@ -108,7 +108,7 @@ def test_what_a_relay_says_is_taken_as_any_stranger_s_input(tmp_path):
             assert reason in reasons[name], reasons
         assert not any("banner" in name for name in reasons)
         assert not list(tmp_path.rglob("pwned")) and not (tmp_path / "etc/cron.d").exists()
-        assert {path.name for path in site.mirror.iterdir()} <= {"$(touch pwned)", "ann", ".watchties.lock"}
+        assert {path.name for path in site.mirror.iterdir()} <= {"$(touch pwned)", "ann", ".watchties.lock", ".watchties.coming"}
         assert not (site.mirror / "ann").exists() or {p.name for p in (site.mirror / "ann").iterdir()} == {"e1"}
 
 
