@@ -252,7 +252,10 @@ def _workroom(route, wanted):
     room = os.path.join(rooms, slot() or f"{BY_HAND}{os.getpid()}")
     _sweep(rooms)
     shutil.rmtree(room, ignore_errors=True)
-    os.makedirs(room, mode=0o700)
+    try:
+        os.makedirs(room, mode=0o700)
+    except OSError as error:  # no job's fault
+        raise NotNow(f"the mirror {route.mirror}: {room} cannot be made: {error.strerror}") from None
     try:
         yield [f"--temp-dir={room}"]
     finally:
@@ -261,7 +264,7 @@ def _workroom(route, wanted):
 
 def _sweep(rooms):
     """Remove what runs by hand that were killed have left: nobody else will be in their room."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for name in os.listdir(rooms):
             pid = name.removeprefix(BY_HAND)
             if pid != name and not os.path.exists(f"/proc/{pid}"):

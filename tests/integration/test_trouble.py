@@ -184,6 +184,18 @@ def test_a_relay_that_is_killed_is_started_again(tmp_path):
         end(site, "ann/e2", seconds=15)
 
 
+def test_what_ended_while_a_compute_host_s_relay_was_dead_is_asked_for_when_there_is_one_again(tmp_path):
+    with Site(tmp_path, change=seldom, daemon='grace = "2s"\nheartbeat = "1s"') as site:
+        site.drop("ann/e1", command=HOLD)
+        site.wait_state("ann/e1", "SUBMITTED", 20)
+        site.wait(lambda: site.runs("ann/e1") == 1, 10, "it runs")
+        (relay,) = [pid for pid, words in children(site.process.pid).items() if b"relay.py" in words and b"DONE,FAILED" in words]
+        os.kill(relay, signal.SIGSTOP)
+        put(site.compute / "ann/e1/go")
+        site.wait(lambda: (site.compute / "ann/e1/DONE").exists(), 10, "it has ended there")
+        end(site, "ann/e1", seconds=30)
+
+
 def test_a_relay_that_does_not_run_is_replaced_by_listings_until_it_does(tmp_path):
     def change(text):
         return text.replace("[host.b01]", 'poll = "1s"\n[host.b01]')

@@ -37,7 +37,7 @@ def relay_that(says, tmp_path, heartbeat=5.0):
     (tmp_path / "scripts/relay.py").write_text(SPEAK.format(says=says))
     heard = Heard()
     link = Link(Far("vision", root=str(tmp_path)), "web", {"main": ("user_data", "*/*")}, "relay", 60.0, heartbeat, heard)
-    asyncio.run(link._relay_once())
+    asyncio.run(asyncio.wait_for(link._relay_once(), 30))
     return heard
 
 

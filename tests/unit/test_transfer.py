@@ -338,6 +338,13 @@ def test_what_a_run_by_hand_that_was_killed_has_left_is_removed_and_that_of_one_
             assert sorted(os.listdir(rooms)) == sorted([f"pid-{os.getppid()}", "pull.vision.1"])
 
 
+def test_a_mirror_where_no_directory_can_be_made_is_no_jobs_fault(site, route):
+    put(site.mirror / ".watchties.coming", b"in the way")
+    put(site.web / "ann/e1/data")
+    with pytest.raises(NotNow, match="cannot be made: "):
+        transfer.rsync(route, ["ann/e1"], inward=True)
+
+
 def test_two_runs_by_hand_at_once_have_a_room_each(site, route, tmp_path, monkeypatch):
     with open(tmp_path / "pull.vision.by-hand", "w") as held:
         monkeypatch.setenv("WATCHTIES_LOCK_FD", str(held.fileno()))
