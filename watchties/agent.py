@@ -106,7 +106,7 @@ class Agent:
         return self.ask("adopt", {job: [*_attempt(job), text] for job, text in texts.items()}, run)
 
     def cancel(self, commands, why=""):
-        """Stop each job; `commands`: job -> what the scheduler is told. why: lost or rejected, for the tombstone of one that has not begun."""
+        """Stop each job; `commands`: job -> what the scheduler is told. why: lost or rejected, for a tombstone, where it has not begun."""
         rows = {job: [*_attempt(job), self.with_setup(command)] for job, command in commands.items()}
         return self.ask("cancel", rows, *([why] if why else []))
 

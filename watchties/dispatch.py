@@ -112,7 +112,7 @@ class Dispatch:
         self._spawn(self._carry(run))
 
     def hold_back(self, ended, now):
-        """Hold a lane back whose far side says that it takes no more for now; let it go once a run brings jobs there and none is put off."""
+        """Hold a lane back whose far side takes no more for now; let it go once a run brings jobs there and none is put off."""
         rule, said = self.rules.get(ended.run.rule), ended.settled.values()
         key = ended.run.rule, ended.run.host
         reasons = [outcome.reason for outcome in said if outcome.outcome == "retry" and outcome.fields.get("later")]

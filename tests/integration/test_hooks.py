@@ -430,6 +430,19 @@ def test_fetch_waits_for_an_exit_file_and_takes_a_lost_job_as_failed(site):
     assert (lost["state"], lost["cause"]) == ("FAILED", "lost") and (site.mirror / NAME / "part").read_text() == "part\n"
 
 
+def test_an_account_that_comes_late_is_waited_for_where_it_tells_the_cause(site):
+    """Killed by Grid Engine, and qacct knows nothing of it for some seconds; the answers are shaped like the recorded ones."""
+    request(site, command="kill -KILL $$")
+    number, bin = run_to_exit(site)["id"], site.base / "bin"
+    put(bin / "qstat", "#!/bin/sh\necho \"<?xml version='1.0'?><job_info><queue_info/><job_info/></job_info>\"\n").chmod(0o755)
+    put(bin / "qacct", f"#!/bin/sh\necho 'error: job id {number} not found' >&2; exit 1\n").chmod(0o755)
+    site.config["host"]["b01"] |= {"scheduler": "sge", "setup": f"PATH={bin}:$PATH"}
+    first = fetch(site, marker="FAILED", fields={"id": number})
+    assert first.outcome(NAME) == "retry" and "no account of it yet" in first.reason(NAME)
+    later = fetch(site, marker="FAILED", fields={"id": number, "untold_since": first.fields(NAME)["untold_since"] - 1000})
+    assert (later.fields(NAME)["state"], later.fields(NAME)["cause"]) == ("FAILED", "exit")
+
+
 def test_done_is_not_shown_without_the_list_of_results(site):
     request(site)
     run_to_exit(site)
