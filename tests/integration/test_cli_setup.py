@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shlex
 import subprocess
 
@@ -102,7 +103,7 @@ def test_check_sees_what_is_missing_on_a_host(home):
     call("init")
     call("deploy", "vision", "b01")
     agent = home / "compties-b01/scripts/agent.sh"
-    agent.write_text(agent.read_text().replace("AGENT_VERSION=1", "AGENT_VERSION=0"))
+    agent.write_text(re.sub(r"^AGENT_VERSION=.*$", "AGENT_VERSION=0", agent.read_text(), flags=re.MULTILINE))
     (home / "compties-vision/user_data").rmdir()
     (home / "compties-vision/scripts/relay.py").unlink()
     found = {(finding["where"], finding["remedy"]): finding["text"] for finding in wrong()}

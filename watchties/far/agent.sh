@@ -36,7 +36,7 @@
 # Functions are called by name through `each` and `every`, and eval sets variables, which shellcheck cannot see:
 # shellcheck disable=SC2329,SC2154,SC2034,SC2015,SC2089,SC2090
 
-AGENT_VERSION=1
+AGENT_VERSION=2
 
 TAB=$(printf '\t')
 NL='
