@@ -5,8 +5,9 @@ here=$(hostname -s)
 export SGE_ROOT=/var/lib/gridengine SGE_CELL=default SGE_MASTER_PIDFILE=/run/gridengine/qmaster.pid SGE_EXECD_PIDFILE=/run/gridengine/execd.pid
 mkdir -p /run/gridengine
 chown sgeadmin: /run/gridengine
-echo "$here" >$SGE_ROOT/default/common/act_qmaster
 admin() { setpriv --reuid sgeadmin --regid sgeadmin --init-groups "$@"; } # only the administrator may
+admin /usr/share/gridengine/scripts/init_cluster $SGE_ROOT default /var/spool/gridengine/spooldb sgeadmin >/dev/null # does nothing where there is one
+echo "$here" >$SGE_ROOT/default/common/act_qmaster
 given=$(mktemp -d)
 chmod 755 "$given"
 until_ok() { # a tenth of a second apart
