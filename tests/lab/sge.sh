@@ -7,7 +7,7 @@ mkdir -p /run/gridengine
 chown sgeadmin: /run/gridengine
 admin() { setpriv --reuid sgeadmin --regid sgeadmin --init-groups "$@"; } # only the administrator may
 admin /usr/share/gridengine/scripts/init_cluster $SGE_ROOT default /var/spool/gridengine/spooldb sgeadmin >/dev/null # does nothing where there is one
-echo "$here" >$SGE_ROOT/default/common/act_qmaster
+echo "$here" | admin tee $SGE_ROOT/default/common/act_qmaster >/dev/null # it has to be the administrator's
 given=$(mktemp -d)
 chmod 755 "$given"
 until_ok() { # a tenth of a second apart
