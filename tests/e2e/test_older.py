@@ -63,7 +63,7 @@ def pipeline(site, text):
 
 def pids(lab, host, words, user="webapp"):
     """Return the processes of a user on a host whose command line has these words."""
-    rows = [line.split(None, 2) for line in lab.on(host, ["ps", "-e", "-o", "pid=,user:20=,args="]).stdout.splitlines()]
+    rows = [line.split(None, 2) for line in lab.on(host, ["ps", "-e", "-ww", "-o", "pid=,user:20=,args="]).stdout.splitlines()]
     return [row[0] for row in rows if row[1] == user and words in row[2]]
 
 
