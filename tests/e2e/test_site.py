@@ -47,7 +47,7 @@ def mail_server(lab):
 
 def processes(lab, host):
     """Return the command lines on a host that are not its first process, its sshd or ours that asks."""
-    lines = lab.on(host, ["ps", "-e", "-o", "pid=,ppid=,user:20=,args="]).stdout.splitlines()
+    lines = lab.on(host, ["ps", "-e", "-ww", "-o", "pid=,ppid=,user:20=,args="]).stdout.splitlines()
     rows = [line.split(None, 3) for line in lines]
     ours = "sshd: /usr/sbin/sshd", "ps -e", "[", "sleep 1"
     return [f"{row[2]}: {row[3]}" for row in rows if row[0] != "1" and not row[3].startswith(ours)]
