@@ -11,7 +11,7 @@ A scheduler module has, command and parser side by side, all pure, text in and t
     parse_find(code, out, err, names)        -> {name: id} of those found; raises QueryFailed
     query_command(ids)                       -> shell text that asks how jobs stand, also ended ones; "" if there is nothing to ask
     parse_query(code, out, err, ids)         -> {id: Entry}; an id that is not in it is not known there; raises QueryFailed
-    cancel_command(id, name)                 -> shell text that ends a job, by its name where id is ""; "" if the agent alone can do it
+    cancel_command(id, name)                 -> shell text that ends a job, found by its name; "" if the agent alone can do it
     parse_said(text)                         -> Entry or None: what the scheduler wrote where the wrapper's own output goes ($WT_SAID)
 
     LATE                                     seconds by which its account of an ended job may be late, after its queue has forgotten it
