@@ -225,6 +225,17 @@ def test_setup_and_odd_command_lines(agent):
     assert submissions(agent) == []
 
 
+@every_shell
+def test_a_disk_that_cannot_be_synced_is_called_so_and_not_taken_for_a_setup_that_exits(agent, tmp_path):
+    line = ["u/e", 1, "t"]
+    agent.one("claim", "R1", line=line)
+    agent.env["PATH"] = f"{shims(tmp_path / 'shims', 'exit 1', ['sync'])}:{os.environ['PATH']}"
+    if agent.sh[0] == "busybox":
+        agent.env["ENV"] = ""
+    agent.run("submit", "R1", lines=[[*line, LOG]], code=71)
+    assert "cannot sync" in agent.err and "setup" not in agent.err and submissions(agent) == []
+
+
 HOLD = """import fcntl, os, sys
 lock, fd = os.open(sys.argv[1], os.O_RDWR), int(sys.argv[2])
 fcntl.flock(lock, fcntl.LOCK_EX)

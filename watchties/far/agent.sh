@@ -741,12 +741,17 @@ do_submit() { # DATA RUN [SETUP]
         submit_all
         exit 99 # so that a setup that exits is not taken for us
     )
-    [ $? -eq 99 ] || broken 70 "ended early: does the setup exit?"
+    case $? in
+    99) ;;
+    71) exit 71 ;; # cannot sync: must_be_durable has said so
+    *) broken 70 "ended early: does the setup exit?" ;;
+    esac
 }
 
 submit_all() {
     use_timeout
     slow=$data/.watchties.slow.$$
+    rm -f "$slow" # of one that was killed, and had this number
     while read_chunk 100; do
         each submit_check
         rename_all
