@@ -456,6 +456,8 @@ def test_fetch_waits_for_an_exit_file_and_takes_a_lost_job_as_failed(site):
     fields = submit(site).fields(NAME)
     wait_for((site.compute / NAME / "part").exists)
     assert fetch(site, fields=fields).outcome(NAME) == "retry"
+    early = fetch(site, marker="lost", fields=fields)  # whoever has given it up was wrong
+    assert early.outcome(NAME) == "retry" and "is there after all" in early.reason(NAME)
     os.killpg(int(fields["id"]), signal.SIGKILL)
     lost = fetch(site, marker="lost", fields=fields).fields(NAME)
     assert (lost["state"], lost["cause"]) == ("FAILED", "lost") and (site.mirror / NAME / "part").read_text() == "part\n"
