@@ -383,3 +383,12 @@ def test_a_name_with_a_line_feed_in_it_leads_to_no_other_jobs_file(site, route):
     put(site.mirror / "ann/e/a", "x")
     batches.take_up_cut(route, [job_of(site, "ann/e"), job_of(site, "bob/e")])
     assert (site.web / "bob/e/.data.Ab12Cd").read_text() == "bob's own"
+
+
+def test_a_leftover_whose_name_is_no_utf8_stops_no_push(site, route):
+    odd, plain = (os.fsdecode(name) for name in (b"n\xff", b"plain"))
+    for name in odd, plain:
+        put(site.mirror / "ann/e" / name, "half and half")
+        put(site.web / f"ann/e/.{name}.Ab12Cd", "half").chmod(0o600)
+    batches.take_up_cut(route, [job_of(site, "ann/e")])
+    assert (site.web / "ann/e/.watchties.partial/plain").read_text() == "half" and (site.web / f"ann/e/.{odd}.Ab12Cd").exists()
