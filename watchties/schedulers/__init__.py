@@ -106,10 +106,20 @@ def unique_name(token):
 # ---- several commands in one text: what each of them said, with its own exit code ----
 
 
+MARK = "wt_code=$?; for wt_to in 1 2; do printf '\\nwt-part {}%s %d end\\n' \"{}\" \"$wt_code\" >&\"$wt_to\"; done"
+
+
 def parts(commands):
     """Return shell text that runs {label: command} one after the other and marks what each has said, on both streams."""
-    mark = "wt_code=$?; for wt_to in 1 2; do printf '\\nwt-part {} %d end\\n' \"$wt_code\" >&\"$wt_to\"; done"
-    return "; ".join(f"{command}; {mark.format(label)}" for label, command in commands.items())
+    return "; ".join(f"{command}; {MARK.format(label, '')}" for label, command in commands.items())
+
+
+def parts_of_each(label, words, command):
+    """Return shell text that runs one command for each word, $wt_id in it, and marks what it has said with the label and the word.
+
+    As a loop: thousands of ids must fit into one word of a command line, 128 kB (execve(2)).
+    """
+    return f"for wt_id in {' '.join(words)}; do {command}; {MARK.format(label, '$wt_id')}; done"
 
 
 def parse_parts(out, err, labels):
