@@ -1420,7 +1420,7 @@ status_tell() { # JOB ATTEMPT TOKEN
     printf '%s\n' "$job$TAB$state${text:+$TAB$text}${alive:+${TAB}alive=$alive}"
     case $state$text in
     exitcode=0*) ;;
-    exit* | begun* | submitted*) [ ! -s "$a/said" ] || tail -n 20 "$a/said" | mark_lines "${TAB}e" ;; # why, in the scheduler's words
+    exit* | begun* | submitted*) [ ! -s "$a/said" ] || tail -c 20000 "$a/said" | tail -n 20 | mark_lines "${TAB}e" ;; # why, in the scheduler's words
     esac
 }
 
