@@ -167,6 +167,15 @@ def test_pull_asks_no_more_than_it_must(site):
     assert (site.base / "count").read_text() == "once\n"
 
 
+def test_a_host_that_refuses_one_job_costs_no_other_its_pull(site):
+    names = ["ann/e1", "bob/e2"]
+    for name in names:
+        request(site, name)
+    put(site.roots["vision"] / "scripts/agent.sh", "cat >&2; printf 'ann/e1\\terror\\twhatever\\nbob/e2\\t-\\t-\\t-\\n'")
+    ended = site.run_hook("pull", [site.job(name) for name in names])
+    assert [ended.outcome(name) for name in names] == ["retry", "done"] and ended.reason("ann/e1").endswith("stands there: whatever")
+
+
 def test_pull_gives_up_for_now_when_pending_never_stands_still(site, tmp_path):
     request(site)
     agent = f'read -r job; touch "$2/$job/PENDING"; printf "%s\\t$(date +%s%N)\\t-\\t-\\n" "$job" | tee -a {tmp_path}/asked'
