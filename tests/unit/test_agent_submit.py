@@ -57,6 +57,14 @@ def test_an_attempt_is_submitted_once_however_often_it_is_asked(agent):
 
 
 @every_shell
+def test_an_attempt_that_is_given_twice_in_one_call_is_submitted_once(agent):
+    line = ["u/e", 1, "t1"]
+    agent.one("claim", "R1", line=line)
+    answers = agent.run("submit", "R1", lines=[[*line, LOG]] * 3)
+    assert [a[1] for a in answers if a[0]] == ["replied", "refused", "refused"] and submissions(agent) == ["t1"]
+
+
+@every_shell
 def test_an_intent_without_reply_is_unknown_until_it_is_adopted_or_submitted_again(agent):
     line = ["u/e", 1, "t1"]
     agent.one("claim", "R1", line=line)

@@ -753,6 +753,7 @@ submit_all() {
     slow=$data/.watchties.slow.$$
     rm -f "$slow" # of one that was killed, and had this number
     while read_chunk 100; do
+        given=$NL
         each submit_check
         rename_all
         must_be_durable
@@ -791,6 +792,8 @@ by_turn() {
 submit_check() {
     attempt_directory "$@" || { answer error "$why" && return; }
     [ $# -ge 4 ] || { answer error "no command line" && return; }
+    case $given in *"$NL$a$NL"*) answer refused "it was given twice" && return ;; esac # two workers would submit it at once
+    given=$given$a$NL
     if [ -f "$a/reply" ]; then
         answer replied # said before; never twice
     elif is_tombstone; then
