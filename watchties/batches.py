@@ -73,11 +73,11 @@ def take_up_cut(route, jobs):
     """Have what a host that went down in mid-transfer has left under rsync's temporary names taken for unfinished files.
 
     Else the next rsync to that host would begin anew, and fetch would bring them home as results. A name counts only if
-    the mirror has that file.
+    the mirror has that file. A path with a line feed in it could name another job's file: left alone.
     """
     here = {f"{route.data}/{job.job}": job.dir for job in jobs}
     for some in shell.chunks(list(here)):
-        text = f"find {shlex.join(some)} -type f -name '.?*.??????' {NOBODY_ELSES} -print"
+        text = f"LC_ALL=C find {shlex.join(some)} -type f -name '.?*.??????' {NOBODY_ELSES} ! -path '*[[:cntrl:]]*' -print"
         found = shell.far(route.far, text, timeout=600).out.split("\n")
         moves = [move for path in found for root in some if path.startswith(root + "/") and (move := _as_partial(root, path, here[root]))]
         for few in shell.chunks(moves):
@@ -85,9 +85,11 @@ def take_up_cut(route, jobs):
 
 
 def _as_partial(root, path, here):
-    """Return shell text that keeps rsync's temporary file `.NAME.XXXXXX` as what it has of NAME, or "" for any other file."""
+    """Return shell text that keeps rsync's temporary file `.NAME.XXXXXX` as what it has of NAME, or "" for any other file.
+
+    A name that is no UTF-8 cannot stand in a command (shell.run): it is left, and carried anew."""
     folder, name = os.path.split(path.removeprefix(root + "/"))
-    match = TEMPORARY.fullmatch(name)
+    match = None if re.search("[\udc80-\udcff]", path) else TEMPORARY.fullmatch(name)
     if not match or os.path.lexists(os.path.join(here, folder, name)) or not os.path.isfile(os.path.join(here, folder, match[1])):
         return ""
     keep = os.path.join(root, folder, manifest.PARTIAL)

@@ -26,7 +26,8 @@ from watchties.errors import AGAIN, FAILURE, OK, CommandFailed, Unreachable, Use
 from watchties.model import one_line
 
 FEW_TIMES = 5  # runs that may fail on a job's own files before it is given up
-MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ESTALE, errno.EROFS}
+MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ESTALE, errno.EROFS,
+            errno.ENOTCONN, errno.ETIMEDOUT}  # the last two: a mirror on a network file system whose server is away  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

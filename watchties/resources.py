@@ -13,6 +13,7 @@ The file is a stranger's: no link is followed, no pipe waited for, no more read 
 command line only if it is plain.
 """
 
+import errno
 import os
 import re
 import stat
@@ -24,6 +25,7 @@ from watchties.errors import Rejected
 
 FILE = "job.toml"
 LIMIT = 16384  # bytes; a page of comments fits
+ITS_OWN = {errno.EACCES, errno.ELOOP, errno.ENXIO, errno.ENOTDIR}  # the file's own fault; others pass: no descriptors, a stale mount
 MOST_CORES = 1_000_000
 WORD = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+-]{0,99}")
 CAPPED = {"cores": str, "memory": units.shown_size, "walltime": units.shown_duration}  # key -> how a value is shown
@@ -51,6 +53,8 @@ def read(job_dir):
     except FileNotFoundError:
         return ""
     except OSError as error:
+        if error.errno not in ITS_OWN:
+            raise
         why = "it is a symbolic link" if os.path.islink(os.path.join(job_dir, FILE)) else error.strerror
         raise Rejected(f"{FILE} cannot be read ({why}); make it a plain file, or remove it") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):

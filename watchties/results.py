@@ -45,7 +45,14 @@ def bring(run, route, jobs):
     carried = batches.carry(route, {job: [job.job] for job in waiting}, spared=spared, inward=True, listing=True,
                              missing_ok=True, timeout=run.timeout)  # fmt: skip
     failed = run.failures(carried)
-    return {job: _look(job, sent[job], listed, spared[job]) for job, listed in carried.items() if job not in failed}
+    brought = {}
+    for job, listed in carried.items():
+        try:
+            if job not in failed:
+                brought[job] = _look(job, sent[job], listed, spared[job])
+        except (OSError, Unsafe) as error:  # one job's, and no other's: it may have made a path too long for us
+            run.retry(job, error)
+    return brought
 
 
 def keep(run, route, brought):

@@ -99,8 +99,11 @@ class Begun:
     def finish(self, stdin, timeout):
         """Give it its input, wait for its end, and return what `far` does; None, nothing done, if it is used up or waits no more."""
         data = stdin.encode("utf-8", "surrogateescape")
-        pipe = self._given.pop() if self._given and len(data) <= PIPE else None
-        if pipe is None:
+        if len(data) > PIPE:
+            return None
+        try:
+            pipe = self._given.pop()
+        except IndexError:  # the timer's thread may take it at any moment
             return None
         with contextlib.suppress(BrokenPipeError), pipe:  # one that has ended says why
             pipe.write(data)

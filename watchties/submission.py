@@ -193,7 +193,10 @@ class Submission:
             try:
                 self.resources[job] = resources.of_job(job.dir, self.host, self.run.host)
             except Rejected as error:
-                self.run.failed(job, error, cause="rejected")
+                self.refused[job] = str(error)  # not FAILED yet: its intent stands, and an entry of it may come late
+                del self.unknown[job]
+            except OSError as error:
+                self.unknown[job] = str(error)
         jobs = [job for job in jobs if job in self.resources]
         if jobs:
             self.run.settle((job, "retry", "it was being submitted again", {"asked": 0}) for job in jobs)

@@ -160,7 +160,8 @@ def _watched(dry):
         watching.close()
 
 
-_NO_ROOT = re.compile(r'(?:change_dir|\[Receiver\] mkdir)\S* "(.*?)[/.]*" .*failed', re.MULTILINE)
+# At the beginning of a line, where no file of a user's can have its name: rsync escapes line feeds in names.
+_NO_ROOT = re.compile(r'^rsync: (?:(?:\[[^]"]*\] )?change_dir|\[Receiver\] mkdir)\S* "(.*?)[/.]*" .*failed', re.MULTILINE)
 
 
 def failure(route, argv, result):

@@ -167,6 +167,15 @@ def test_pull_asks_no_more_than_it_must(site):
     assert (site.base / "count").read_text() == "once\n"
 
 
+def test_a_host_that_refuses_one_job_costs_no_other_its_pull(site):
+    names = ["ann/e1", "bob/e2"]
+    for name in names:
+        request(site, name)
+    put(site.roots["vision"] / "scripts/agent.sh", "cat >&2; printf 'ann/e1\\terror\\twhatever\\nbob/e2\\t-\\t-\\t-\\n'")
+    ended = site.run_hook("pull", [site.job(name) for name in names])
+    assert [ended.outcome(name) for name in names] == ["retry", "done"] and ended.reason("ann/e1").endswith("stands there: whatever")
+
+
 def test_pull_gives_up_for_now_when_pending_never_stands_still(site, tmp_path):
     request(site)
     agent = f'read -r job; touch "$2/$job/PENDING"; printf "%s\\t$(date +%s%N)\\t-\\t-\\n" "$job" | tee -a {tmp_path}/asked'
@@ -255,6 +264,20 @@ def test_an_intent_without_reply_is_asked_for_by_name_twice_before_it_is_submitt
     assert [row["fields"].get("asked") for row in later.rows] == [0, None]  # a crash in between asks twice again
     wait_for(lambda: is_whole(exit_file(site)))
     assert (site.base / "ran").read_text() == "run\n"
+
+
+def test_what_may_not_be_submitted_again_is_kept_from_beginning_before_it_fails(site):
+    """Its cap was lowered meanwhile. Its intent stands: what the scheduler may show late must do nothing by then."""
+    request(site, **{"job.toml": "cores = 4"})
+    pull(site)
+    attempt = site.compute / NAME / f".watchties/1.{site.token}"
+    attempt.mkdir(parents=True)
+    (attempt / "intent.run-cut-off").touch()
+    site.config["host"]["b01"]["caps"] = {"cores": 2}
+    ended = submit(site, fields={"asked": time.time() - 100})
+    assert [row["outcome"] for row in ended.rows] == ["failed"] and ended.fields(NAME)["cause"] == "rejected"  # and nothing else after it
+    assert "cores = 4 is more than b01 allows, 2" in ended.reason(NAME)
+    assert (attempt / "begun").read_text().startswith("state=cancelled\nwhy=rejected\n")
 
 
 def test_an_intent_whose_wrapper_is_found_is_adopted(site):
@@ -356,6 +379,23 @@ def test_an_interrupted_fetch_does_not_take_its_own_results_for_a_users_edits(si
     assert '"data.csv"' in made and (site.mirror / NAME / ".watchties/spared.1").read_text() == ""
 
 
+def test_a_job_whose_results_cannot_be_looked_at_does_not_spoil_a_fetch(site):
+    """Its paths can be carried, as rsync works from the tree's root, and are too long below the mirror's full name."""
+    names = "ann/deep", "ann/e1"
+    word = "d" * 200
+    makes = f"for n in $(seq 20); do mkdir {word}; cd {word}; done; mkdir {'e' * 46}"
+    for name, command in zip(names, (makes, "echo x"), strict=True):
+        request(site, name, command=command)
+    jobs = [site.job(name, token=f"{site.token}{n}") for n, name in enumerate(names)]
+    site.run_hook("pull", [job | {"identity": identity(site.web / job["job"] / "PENDING")} for job in jobs])
+    site.run_hook("submit", jobs)
+    for job in jobs:
+        wait_for(lambda: is_whole(exit_file(site, job["job"], token=job["token"])))  # noqa: B023
+    ended = site.run_hook("fetch", [job | {"place": "compute", "marker": "DONE"} for job in jobs])
+    assert [ended.outcome(name) for name in names] == ["retry", "done"], ended
+    assert "File name too long" in ended.reason("ann/deep")
+
+
 def test_links_in_results_that_lead_outside_are_left_behind(site):
     request(site, command="ln -s /etc/passwd bad; ln -s data.csv good")
     run_to_exit(site)
@@ -425,6 +465,8 @@ def test_fetch_waits_for_an_exit_file_and_takes_a_lost_job_as_failed(site):
     fields = submit(site).fields(NAME)
     wait_for((site.compute / NAME / "part").exists)
     assert fetch(site, fields=fields).outcome(NAME) == "retry"
+    early = fetch(site, marker="lost", fields=fields)  # whoever has given it up was wrong
+    assert early.outcome(NAME) == "retry" and "is there after all" in early.reason(NAME)
     os.killpg(int(fields["id"]), signal.SIGKILL)
     lost = fetch(site, marker="lost", fields=fields).fields(NAME)
     assert (lost["state"], lost["cause"]) == ("FAILED", "lost") and (site.mirror / NAME / "part").read_text() == "part\n"

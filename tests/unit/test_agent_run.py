@@ -263,6 +263,9 @@ def test_status_of_every_stage_and_the_query(host):
     assert (state, told["alive"], told["pid"], told["id"]) == ("begun", "yes", str(wrapper.pid), str(wrapper.pid))
     ending = f"kill {wrapper.pid}; while [ ! -e '{host.data}/u/e/FAILED' ]; do sleep 0.05; done"
     assert host.run("status", ending, lines=lines)[0][1] == "exit"
+    (host.place("u/e") / "said").write_text("x" * 300_000 + "\nthe last word\n")  # told only so far as is of use: a job may write there too
+    told = host.run("status", lines=lines)
+    assert told[-1] == ["", "e", "the last word"] and len(str(told)) < 21_000
 
 
 @every_shell

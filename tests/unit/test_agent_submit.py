@@ -57,6 +57,14 @@ def test_an_attempt_is_submitted_once_however_often_it_is_asked(agent):
 
 
 @every_shell
+def test_an_attempt_that_is_given_twice_in_one_call_is_submitted_once(agent):
+    line = ["u/e", 1, "t1"]
+    agent.one("claim", "R1", line=line)
+    answers = agent.run("submit", "R1", lines=[[*line, LOG]] * 3)
+    assert [a[1] for a in answers if a[0]] == ["replied", "refused", "refused"] and submissions(agent) == ["t1"]
+
+
+@every_shell
 def test_an_intent_without_reply_is_unknown_until_it_is_adopted_or_submitted_again(agent):
     line = ["u/e", 1, "t1"]
     agent.one("claim", "R1", line=line)
@@ -223,6 +231,17 @@ def test_setup_and_odd_command_lines(agent):
     agent.one("claim", "R1", line=line)
     agent.run("submit", "R1", "exit 0", lines=[[*line, LOG]], code=70)
     assert submissions(agent) == []
+
+
+@every_shell
+def test_a_disk_that_cannot_be_synced_is_called_so_and_not_taken_for_a_setup_that_exits(agent, tmp_path):
+    line = ["u/e", 1, "t"]
+    agent.one("claim", "R1", line=line)
+    agent.env["PATH"] = f"{shims(tmp_path / 'shims', 'exit 1', ['sync'])}:{os.environ['PATH']}"
+    if agent.sh[0] == "busybox":
+        agent.env["ENV"] = ""
+    agent.run("submit", "R1", lines=[[*line, LOG]], code=71)
+    assert "cannot sync" in agent.err and "setup" not in agent.err and submissions(agent) == []
 
 
 HOLD = """import fcntl, os, sys

@@ -58,3 +58,16 @@ def test_an_error_meanwhile_stops_it(here, tmp_path):
         wait_for(lambda: (tmp_path / "begun").exists(), 20)
         raise KeyError
     assert not (tmp_path / "taken").exists()
+
+
+def test_the_end_of_its_time_may_come_at_any_moment(here, tmp_path):
+    class Taken(list):
+        def pop(self):
+            while self:
+                super().pop().close()  # the timer is faster, by the width of one line
+            raise IndexError
+
+    with shell.begun(here, TAKE) as begun:
+        begun._given = Taken(begun._given)
+        assert begun.finish("a\n", 20) is None
+    assert not (tmp_path / "taken").exists()

@@ -68,6 +68,7 @@ def test_a_job_line_of_a_newer_watchties_is_read(site):
         ("raise errors.CommandFailed(['bsub', 'x y'], 9, 'out', 'err', 'why')", 1, "bsub ended with 9 (why): err"),
         ("raise errors.CommandFailed(['bsub'], 9, transient=True)", 75, "bsub ended with 9"),
         ("raise OSError(28, 'No space left on device', '/x')", 75, "[Errno 28] No space left on device: '/x'"),
+        ("raise OSError(107, 'Transport endpoint is not connected', '/x')", 75, "[Errno 107] Transport endpoint is not connected: '/x'"),
         ("raise OSError(13, 'Permission denied', '/x')", 1, "[Errno 13] Permission denied: '/x'"),
         ("raise SystemExit(9)", 9, None),
         ("1 / 0", 1, "ZeroDivisionError: division by zero"),

@@ -1,6 +1,7 @@
 """job.toml: what a job asks for, over the host's defaults, within its caps; and files that are broken or hostile."""
 
 import os
+import resource
 import textwrap
 from pathlib import Path
 
@@ -110,3 +111,14 @@ def test_durations_are_shown_as_they_are_written(text):
 def test_the_example_in_the_documentation_is_one():
     text = (Path(__file__).parents[2] / "README.md").read_text().partition("in a file `job.toml`")[2].partition("\n\n")[2].partition("\n\n")[0]
     assert set(resources.parse(textwrap.dedent(text))) == set(resources.READ)
+
+
+def test_what_is_no_fault_of_the_file_rejects_no_job(tmp_path):
+    (tmp_path / "job.toml").write_text("cores = 4")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            resources.of_job(str(tmp_path), HOST, "b01")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -5,7 +5,9 @@ PBS has no recordings: all its answers here are after the manual.
 """
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +20,8 @@ LINES = (Path(__file__).parents[1] / "data/lsf/openlava-4.0.jsonl").read_text(en
 RECORDED = {row["name"]: row for row in map(json.loads, LINES)}
 ALL = {"cores": 4, "memory": 2 << 30, "walltime": 5400.0, "queue": "short", "account": "physics"}
 COMMANDS = [lsf.submit_command(None, ALL, ["-x", "a b"]), lsf.submit_command(None, {}, []), lsf.find_command(["wt.a", "wt.b"]), lsf.query_command(["1", "2"]),
-            lsf.cancel_command("1", "wt.a"), lsf.cancel_command("", "wt.a"), pbs.submit_command(None, ALL, ["-x", "a b"]), pbs.submit_command(None, {}, []),
-            pbs.find_command(["wt.a", "wt.b"]), pbs.query_command(["1.s"]), pbs.cancel_command("1.s", "wt.a"), pbs.cancel_command("", "wt.a")]  # fmt: skip
+            lsf.cancel_command("1", "wt.a"), pbs.submit_command(None, ALL, ["-x", "a b"]), pbs.submit_command(None, {}, []),
+            pbs.find_command(["wt.a", "wt.b"]), pbs.query_command(["1.s"]), pbs.cancel_command("1.s", "wt.a")]  # fmt: skip
 
 
 def answer(name):
@@ -44,6 +46,22 @@ def rows(name):
 
 
 # ---- what is run ----
+
+
+@pytest.mark.parametrize("module, number", [(lsf, "101"), (pbs, "101.fake01")])
+def test_only_a_job_of_the_name_is_killed_as_its_number_may_be_another_ones_by_now(tmp_path, module, number):
+    (tmp_path / "jobs").mkdir()
+    path = f"{Path(__file__).parents[1] / 'fakes'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as other:
+        job = {"id": "101", "name": "wt.other", "state": "RUN", "code": None, "pid": other.pid, "lost": False}
+        (tmp_path / "jobs/101.json").write_text(json.dumps(job))
+        for name, alive in ("wt.gone", True), ("wt.other", False):
+            text = "capped() { shift; \"$@\"; }; " + module.cancel_command(number, name)
+            subprocess.run(["sh", "-c", text], env=os.environ | {"FAKE_BATCH": str(tmp_path), "PATH": path}, check=False, timeout=60)
+            if alive:
+                with pytest.raises(subprocess.TimeoutExpired):
+                    other.wait(0.2)
+        assert other.wait(20) == -15
 
 
 @pytest.mark.parametrize("text", COMMANDS)

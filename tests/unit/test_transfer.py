@@ -289,6 +289,12 @@ def test_a_root_that_is_not_there_is_no_jobs_fault_and_is_not_made(site, route, 
     assert not site.web.exists()
 
 
+def test_a_files_name_that_says_the_root_is_missing_concerns_its_job_alone(site, route):
+    words = f'rsync: [sender] send_files failed to open "{route.far_root}/a/e/change_dir "{route.far_root}" failed": Permission denied (13)'
+    error = transfer.failure(route, ["rsync"], result(23, words + "\nrsync error: some files could not be transferred (code 23)"))
+    assert isinstance(error, transfer.RsyncFailed) and error.kind == transfer.PARTIAL
+
+
 @pytest.mark.parametrize("inward", [True, False])
 def test_a_mirror_that_is_not_there_is_no_jobs_fault_and_is_not_made(site, route, inward):
     site.mirror.rmdir()
@@ -373,3 +379,23 @@ def test_time_that_is_over_stops_rsync(site, monkeypatch):
     with pytest.raises(CommandFailed, match="not done after 0.2 s") as caught:
         transfer.rsync(transfer.Route.of(site.config, "ties", "vision"), ["x"], inward=True, timeout=0.2)
     assert caught.value.transient
+
+
+def test_a_name_with_a_line_feed_in_it_leads_to_no_other_jobs_file(site, route):
+    """A user has made a directory so named that, listed line by line, a file of another's job stands there."""
+    put(site.web / "bob/e/.data.Ab12Cd", "bob's own").chmod(0o600)
+    put(site.mirror / "bob/e/data", "x")
+    put(site.web / "ann/e/.a.Ab12Cd\nuser_data/bob/e/.data.Ab12Cd", "").chmod(0o600)
+    (site.web / "bob/e/.data.Ab12Cd").chmod(0o640)  # no leftover of rsync's
+    put(site.mirror / "ann/e/a", "x")
+    batches.take_up_cut(route, [job_of(site, "ann/e"), job_of(site, "bob/e")])
+    assert (site.web / "bob/e/.data.Ab12Cd").read_text() == "bob's own"
+
+
+def test_a_leftover_whose_name_is_no_utf8_stops_no_push(site, route):
+    odd, plain = (os.fsdecode(name) for name in (b"n\xff", b"plain"))
+    for name in odd, plain:
+        put(site.mirror / "ann/e" / name, "half and half")
+        put(site.web / f"ann/e/.{name}.Ab12Cd", "half").chmod(0o600)
+    batches.take_up_cut(route, [job_of(site, "ann/e")])
+    assert (site.web / "ann/e/.watchties.partial/plain").read_text() == "half" and (site.web / f"ann/e/.{odd}.Ab12Cd").exists()

@@ -741,13 +741,19 @@ do_submit() { # DATA RUN [SETUP]
         submit_all
         exit 99 # so that a setup that exits is not taken for us
     )
-    [ $? -eq 99 ] || broken 70 "ended early: does the setup exit?"
+    case $? in
+    99) ;;
+    71) exit 71 ;; # cannot sync: must_be_durable has said so
+    *) broken 70 "ended early: does the setup exit?" ;;
+    esac
 }
 
 submit_all() {
     use_timeout
     slow=$data/.watchties.slow.$$
+    rm -f "$slow" # of one that was killed, and had this number
     while read_chunk 100; do
+        given=$NL
         each submit_check
         rename_all
         must_be_durable
@@ -786,6 +792,8 @@ by_turn() {
 submit_check() {
     attempt_directory "$@" || { answer error "$why" && return; }
     [ $# -ge 4 ] || { answer error "no command line" && return; }
+    case $given in *"$NL$a$NL"*) answer refused "it was given twice" && return ;; esac # two workers would submit it at once
+    given=$given$a$NL
     if [ -f "$a/reply" ]; then
         answer replied # said before; never twice
     elif is_tombstone; then
@@ -1415,7 +1423,7 @@ status_tell() { # JOB ATTEMPT TOKEN
     printf '%s\n' "$job$TAB$state${text:+$TAB$text}${alive:+${TAB}alive=$alive}"
     case $state$text in
     exitcode=0*) ;;
-    exit* | begun* | submitted*) [ ! -s "$a/said" ] || tail -n 20 "$a/said" | mark_lines "${TAB}e" ;; # why, in the scheduler's words
+    exit* | begun* | submitted*) [ ! -s "$a/said" ] || tail -c 20000 "$a/said" | tail -n 20 | mark_lines "${TAB}e" ;; # why, in the scheduler's words
     esac
 }
 

@@ -11,7 +11,7 @@ A scheduler module has, command and parser side by side, all pure, text in and t
     parse_find(code, out, err, names)        -> {name: id} of those found; raises QueryFailed
     query_command(ids)                       -> shell text that asks how jobs stand, also ended ones; "" if there is nothing to ask
     parse_query(code, out, err, ids)         -> {id: Entry}; an id that is not in it is not known there; raises QueryFailed
-    cancel_command(id, name)                 -> shell text that ends a job, by its name where id is ""; "" if the agent alone can do it
+    cancel_command(id, name)                 -> shell text that ends a job, found by its name; "" if the agent alone can do it
     parse_said(text)                         -> Entry or None: what the scheduler wrote where the wrapper's own output goes ($WT_SAID)
 
     LATE                                     seconds by which its account of an ended job may be late, after its queue has forgotten it
@@ -106,10 +106,20 @@ def unique_name(token):
 # ---- several commands in one text: what each of them said, with its own exit code ----
 
 
+MARK = "wt_code=$?; for wt_to in 1 2; do printf '\\nwt-part {}%s %d end\\n' \"{}\" \"$wt_code\" >&\"$wt_to\"; done"
+
+
 def parts(commands):
     """Return shell text that runs {label: command} one after the other and marks what each has said, on both streams."""
-    mark = "wt_code=$?; for wt_to in 1 2; do printf '\\nwt-part {} %d end\\n' \"$wt_code\" >&\"$wt_to\"; done"
-    return "; ".join(f"{command}; {mark.format(label)}" for label, command in commands.items())
+    return "; ".join(f"{command}; {MARK.format(label, '')}" for label, command in commands.items())
+
+
+def parts_of_each(label, words, command):
+    """Return shell text that runs one command for each word, $wt_id in it, and marks what it has said with the label and the word.
+
+    As a loop: thousands of ids must fit into one word of a command line, 128 kB (execve(2)).
+    """
+    return f"for wt_id in {' '.join(words)}; do {command}; {MARK.format(label, '$wt_id')}; done"
 
 
 def parse_parts(out, err, labels):

@@ -8,14 +8,14 @@ Must not know: how a command reaches the host, or what becomes of a job.
 | submit | bsub -J NAME ... < script | Job <203> is submitted to queue <normal>. |
 | find | bjobs -a -J NAME, a call for each name | ID^STATE^EXIT CODE^NAME; Job <NAME> is not found |
 | query | bjobs -a ID..., then bhist -l for those that are EXIT | the same; TERM_...: why LSF ended it |
-| cancel | bkill ID, or bkill -J NAME 0 | Job <203> is being terminated |
+| cancel | bjobs -a -J NAME, then bkill ID... | Job <203> is being terminated |
 
 Rests on recordings (tests/data/lsf: OpenLava 4.0): both forms of bsub's answer, also from a script on standard input; every
 refusal is exit code 255, nothing on standard output and "Job not submitted." on standard error; bjobs -o with a delimiter and
 -noheader; the states; exit code 255 with "Job <ID> is not found" for each id that is unknown or purged, with the other rows
 on standard output; "No job found"; bkill's answers; that all of them hang while mbatchd is down.
 Rests on the manual only (LSF 10.1 command reference): -M with a unit, -R span, -P, the words of a full queue (BUSY), the
-TERM_ reasons ("Job termination reasons" in Administering LSF) in bhist -l and in the report that -o leaves, bkill -J NAME 0.
+TERM_ reasons ("Job termination reasons" in Administering LSF) in bhist -l and in the report that -o leaves.
 
 LSF's own requeue and rerun need no option here: a wrapper that begins twice ends at once.
 Without -o LSF mails the report. Output goes there no longer once the wrapper runs: it redirects by itself.
@@ -169,8 +169,10 @@ def _reasons(text):
 
 
 def cancel_command(id, name):
-    """Return the text that kills a job."""
-    return f"capped {TELL} bkill " + (shlex.quote(id) if id else f"-J {shlex.quote(name)} 0")
+    """Return the text that kills what is there under the name, if anything is: an id may be another job's by now."""
+    look = f"wt_rows=$(capped {ASK} bjobs -a -noheader -o {shlex.quote(FIELDS)} -J {shlex.quote(name)}); wt_code=$?"
+    ids = "wt_ids=$(printf '%s\\n' \"$wt_rows\" | sed -n 's/^\\([0-9][0-9]*\\)^.*/\\1/p')"
+    return f'{look}; {ids}; if [ -n "$wt_ids" ]; then capped {TELL} bkill $wt_ids; else (exit "$wt_code"); fi'
 
 
 def parse_said(text):

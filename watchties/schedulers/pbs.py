@@ -8,7 +8,7 @@ Must not know: how a command reaches the host, or what becomes of a job.
 | submit | qsub -N NAME ... < script | 123.server |
 | find | qselect -x -N NAME -u LOGIN, a call for each name | ids, one a line; nothing if there is none |
 | query | qstat -x -f ID... | Job Id: 123.server, then "attribute = value" lines |
-| cancel | qdel ID, or qdel what qselect finds | nothing |
+| cancel | qselect -N NAME, then qdel ID... | nothing |
 
 Nothing here rests on recordings: all of it is from the manuals (PBS Professional 2022.1 Reference Guide: chapter 2 for commands,
 chapter 8 "States", section 10.9 of the Administrator's Guide for Exit_status; openpbs/src/include/job.h for its negative values),
@@ -158,9 +158,7 @@ def _seconds(clock):
 
 
 def cancel_command(id, name):
-    """Return the text that deletes a job, if there is one of the name."""
-    if id:
-        return f"capped {TELL} qdel {shlex.quote(id)}"
+    """Return the text that deletes a job, if there is one of the name: an id may be another job's by now."""
     look = f"wt_ids=$(capped {ASK} qselect -N {shlex.quote(name)} -u \"$(id -un)\")"
     return f"{look} && {{ [ -z \"$wt_ids\" ] || capped {TELL} qdel $wt_ids; }}"
 

@@ -18,7 +18,7 @@ import re
 import xml.etree.ElementTree as xml
 
 from watchties.schedulers import (ASK, TELL, Entry, NotNow, QueryFailed, Refused, Submitted, Unknown, failure_text, options_text,
-                                  parse_parts, parts)  # fmt: skip
+                                  parse_parts, parts, parts_of_each)  # fmt: skip
 
 LATER = re.compile(
     "unable to contact|can't connect|cannot connect|unable to send message|per user limit|too many|only \\d+ jobs|exceeds? .*limit"
@@ -87,8 +87,8 @@ def query_command(ids):
     if not ids:
         return ""
     queue = f"wt_said=$({QSTAT}); wt_code=$?; printf '%s\\n' \"$wt_said\"; (exit $wt_code)"
-    asks = {f"qacct{id}": f'case $wt_said in *"<JB_job_number>{id}<"*) ;; *) capped {ASK} qacct -j {id} ;; esac' for id in ids}
-    return parts({"qstat": queue} | asks)
+    ask = f'case $wt_said in *"<JB_job_number>$wt_id<"*) ;; *) capped {ASK} qacct -j "$wt_id" ;; esac'
+    return parts({"qstat": queue}) + "; " + parts_of_each("qacct", ids, ask)
 
 
 def parse_query(code, out, err, ids):
