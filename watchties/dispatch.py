@@ -60,9 +60,7 @@ class Dispatch:
         lane, bounded = self.lane(start.rule, start.host), needs_room(job, start)
         lane.offer(job.id, job.user, job.record.size, bounded)
         room = self._room(lane, Counter()) if bounded else None
-        if room is None or room > 0:
-            return ""
-        return "the mirrors are read first" if self.unread else f"{start.host} holds as many jobs as it may (max_running)"
+        return f"{start.host} holds as many jobs as it may (max_running)" if room is not None and room <= 0 else ""
 
     def batches(self, still_due):
         """Return a Batch for each free slot for which something waits. still_due(JobId, lane) -> Start or None."""
