@@ -79,8 +79,7 @@ class Daemon:
         await asyncio.gather(*(link.masters.end_former() for link in self.links.values() if link.masters))
         await self.engine.recover()
         self._engine = self._spawn(self.engine.run())
-        for name in self.watches:
-            self._rescan(name)
+        self._first_scan()
         for link in self.links.values():
             self._spawn(link.run())
             if link.masters:
@@ -166,6 +165,12 @@ class Daemon:
 
     # ---- the mirror ----
 
+    def _first_scan(self):
+        """Read all mirrors; no host is given more jobs than it may hold while nobody knows how many it has."""
+        self.engine.dispatch.unread.update(self.watches)
+        for name in self.watches:
+            self._rescan(name)
+
     def _rescan(self, tree):
         """Scan a mirror, from the beginning if a scan is under way: what that one has seen may be out of date."""
         under_way = self._scans.get(tree)
@@ -179,10 +184,11 @@ class Daemon:
         began = time.monotonic()
         for job, names in self.watches[tree].scan():
             if markers.waiting(names):
-                self.engine.touch(JobId(tree, job))
+                self.engine.read(JobId(tree, job))
             if time.monotonic() - began > SLICE:
                 await asyncio.sleep(0)
                 began = time.monotonic()
+        self.engine.has_read(tree)
 
     async def _reconcile(self):
         """Find what nobody has announced."""

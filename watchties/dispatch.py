@@ -5,18 +5,23 @@ Must not know: how a decision was reached, what an outcome means, when the recor
 """
 
 import asyncio
+import contextlib
 import os
+import signal
+import time
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from watchties import fire, record, steps
+from watchties import fire, record, runs, steps
 from watchties.lanes import Hold, Lane
 from watchties.model import FINAL, MIRROR, WEB
+from watchties.runner import KILL_AFTER
 from watchties.runs import Ended
 
 READ_AGAIN = 5.0  # seconds before results that could not be read are looked at again
 HELD_TOLD_AT = 6  # runs of a lane that is held back until the administrator hears of it
 ORPHAN_GLANCE = 0.2  # seconds between two looks at a lock that an orphan holds
+ORPHAN_SIGNAL = 1.0  # seconds between two signals to an orphan whose time is over
 
 
 @dataclass
@@ -37,8 +42,9 @@ class Dispatch:
         self.config, self.jobs, self.runner, self.dirs, self.hooks = config, jobs, runner, dirs, hooks
         self.tell, self.on_end = tell, on_end
         self.rules = {rule.name: rule for rule in config.rule}
-        self.lanes, self.held, self.tasks = {}, {}, set()
+        self.lanes, self.held, self.tasks, self.broken = {}, {}, set(), None  # broken: what no run should ever raise
         self.may = lambda job_id, rule: True  # whether a rule may be started for a job
+        self.unread = set()  # trees whose jobs are not all in hand yet, so that nobody knows how many a host holds
 
     def lane(self, rule, host):
         """Return the lane of a rule for a host."""
@@ -73,6 +79,8 @@ class Dispatch:
         host = self.config.host.get(lane.host)
         if lane.rule != "submit" or not host or host.max_running is None:
             return None
+        if self.unread:
+            return 0
         return host.max_running - self.jobs.attempts[lane.host] - promised[lane.host]
 
     def _begin(self, lane, slot, begun):
@@ -163,7 +171,13 @@ class Dispatch:
     def _spawn(self, coroutine):
         task = asyncio.ensure_future(coroutine)
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._ended_task)
+
+    def _ended_task(self, task):
+        self.tasks.discard(task)
+        if not task.cancelled() and task.exception():  # else its jobs would be busy for ever, and nobody would know
+            self.broken = task.exception()
+            self.on_end(None)
 
     async def _carry(self, run):
         """Carry one run to its end, and to the end of whatever it has left running."""
@@ -171,16 +185,52 @@ class Dispatch:
         self.tell.run_begins(run)
         try:
             ended = await self.runner.run(run, lambda: self.tell.run_goes_on(run))
-        except OSError as error:  # its results cannot be read: they stay, and are read again
+        except OSError as error:
             self.tell.problem(f"run {run.id}", str(error))
-            await asyncio.sleep(READ_AGAIN)
             ended = Ended(run, None, {}, "", 0.0)
         await self._until_free(run)
-        self.on_end(ended if ended.code is not None else self.dirs.collect(run, None))
+        self.on_end(ended if ended.code is not None else await self._collect(run))
+
+    async def _collect(self, run):
+        """Return what a run has left; while its results cannot be read they stay, and are read again."""
+        while True:
+            try:
+                return self.dirs.collect(run, None)
+            except OSError as error:
+                self.tell.problem(f"run {run.id}", str(error))
+            await asyncio.sleep(READ_AGAIN)
 
     async def _until_free(self, run):
         while not self.dirs.is_free(run.lock):
             await asyncio.sleep(ORPHAN_GLANCE)
+
+    async def _end_orphan(self, run):
+        """End whatever still holds the lock of a run, which is what it is known by."""
+        kill_at = time.monotonic() + KILL_AFTER
+        while not self.dirs.is_free(run.lock):
+            for pid in runs.holders(run.lock):
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGTERM if time.monotonic() < kill_at else signal.SIGKILL)
+            await asyncio.sleep(ORPHAN_SIGNAL)
+
+    def take_over(self, take):
+        """Take in what runs of an earlier daemon have left; those still at work keep their jobs busy. take(JobId): to have it in hand."""
+        for run in self.dirs.left_over():
+            if run.rule not in self.rules:
+                self.dirs.forget(run)
+            elif not (self.dirs.is_free(run.lock) and self._taken_in(run)):
+                for job_id in run.ids():
+                    take(job_id)
+                self.adopt(run)
+
+    def _taken_in(self, run):
+        """Return whether what a run has left could be read; if not it stays, and is read again."""
+        try:
+            self.on_end(self.dirs.collect(run, None))
+        except OSError as error:
+            self.tell.problem(f"run {run.id}", str(error))
+            return False
+        return True
 
     def adopt(self, run):
         """Take up a run of an earlier daemon that is still at work: its jobs stay busy until it ends."""
@@ -190,8 +240,14 @@ class Dispatch:
         self._spawn(self._await_orphan(run))
 
     async def _await_orphan(self, run):
-        await self._until_free(run)
-        self.on_end(self.dirs.collect(run, None))
+        left = max(0.0, run.started + run.timeout - time.time())
+        try:
+            async with asyncio.timeout(left):
+                await self._until_free(run)
+        except TimeoutError:  # its daemon would have ended it
+            self.tell.problem(f"run {run.id}", f"it took longer than {run.timeout:g} s, begun by an earlier daemon, and is ended")
+            await self._end_orphan(run)
+        self.on_end(await self._collect(run))
 
 
 def needs_room(job, start):

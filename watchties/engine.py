@@ -45,6 +45,16 @@ class Engine:
         self.dirty[job_id] = None
         self.kick.set()
 
+    def read(self, job_id):
+        """Have a job looked at, and counted from now on as one that its host holds."""
+        if self._take(job_id):
+            self.touch(job_id)
+
+    def has_read(self, tree):
+        """All jobs of a mirror are counted."""
+        self.dispatch.unread.discard(tree)
+        self.kick.set()
+
     def touch_all(self):
         """Have every job in hand looked at."""
         self.dirty |= dict.fromkeys(job.id for job in self.jobs)
@@ -80,6 +90,8 @@ class Engine:
             self.touch_all()
 
     def _take(self, job_id):
+        if job_id.tree not in self.trees:  # a run of an earlier daemon, which had another configuration
+            return None
         try:
             return self.jobs.take(job_id)
         except (WatchtiesError, OSError) as error:
@@ -102,7 +114,7 @@ class Engine:
 
     def is_at_rest(self):
         """Return whether no run is at work and nothing is to be looked at: what is left waits for an event, or for its time."""
-        return self._rests and not (self.dirty or self.ended or self.dispatch.tasks)
+        return self._rests and not (self.dirty or self.ended or self.dispatch.tasks or self.kick.is_set())
 
     async def _until_something(self):
         if self.dirty or self.ended:
@@ -116,6 +128,8 @@ class Engine:
 
     async def one_pass(self):
         """Take in outcomes, look at what is dirty, write, start."""
+        if self.dispatch.broken:
+            raise self.dispatch.broken
         ended, self.ended = self.ended, []
         plans = self._plans_of_outcomes(ended)
         batch = list(itertools.islice(self.dirty, AT_ONCE))
@@ -140,7 +154,7 @@ class Engine:
 
     def _again(self, ended):
         """A run has ended, or its outcome is to be taken in once more."""
-        self.ended.append(ended)
+        self.ended += [ended] if ended else []
         self.kick.set()
 
     async def _carry_out(self, plans):
@@ -192,7 +206,7 @@ class Engine:
                 job = self._take(JobId(told["tree"], told["job"]))
                 if job:
                     new[job.id] = self._outcome(job, new.get(job.id, job.record), rule, told, one)
-        return {i: steps.save(job, rec) if rec != (job := self.jobs.get(i)).record else _nothing(rec) for i, rec in new.items()}
+        return {i: steps.save(job, rec) if rec != (job := self.jobs.get(i)).record else steps.nothing(rec) for i, rec in new.items()}
 
     def _outcome(self, job, rec, rule, told, ended):
         """Return the record after what a run said of one job, and hear what it saw by the way."""
@@ -214,7 +228,7 @@ class Engine:
     def _plans_of_decisions(self, batch):
         plans = {}
         for job_id in batch:
-            job = self._take(job_id) if job_id.tree in self.trees else None
+            job = self._take(job_id)
             decision = self._decide(job) if job else None
             if decision:
                 if decision.step:
@@ -235,7 +249,7 @@ class Engine:
 
     def _plan(self, job, step):
         if step.what == "close":
-            return self._close(job) if job.opened else _nothing(None)
+            return self._close(job) if job.opened else steps.nothing(None)
         return steps.perform(job, step, steps.new_token)
 
     def _close(self, job):
@@ -279,22 +293,8 @@ class Engine:
 
     async def recover(self):
         """Take in what runs of an earlier daemon have left; those still at work keep their jobs busy until they end."""
-        for run in self.dirs.left_over():
-            if run.rule not in self.rules:
-                self.dirs.forget(run)
-            elif self.dirs.is_free(run.lock):
-                self.ended.append(self.dirs.collect(run, None))
-            else:
-                for job_id in run.ids():
-                    self._take(job_id)
-                self.dispatch.adopt(run)
+        self.dispatch.take_over(self._take)
         while self.ended:
             await self.one_pass()
         self.starting = False
         self.kick.set()
-
-
-def _nothing(value):
-    """Plan: nothing is to be written."""
-    return value
-    yield

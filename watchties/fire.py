@@ -78,6 +78,8 @@ def start(seen, world, name, host, reason, *, attempt="", marker="", request=Non
         yield Wait(name, f"{name} waits: a run is at work at {', '.join(sorted(busy))}")
     elif later and later["next"] > world.now:
         yield Wait(name, f"{name} is tried again: {later['reason']}", later["next"])
+    elif host and host not in (world.tree.web, *world.tree.compute):
+        yield Wait(name, f"{name} waits: {host} is no host of tree {seen.id.tree} any more; put it back into the configuration")
     elif host in world.down:
         yield Wait(name, world.down[host])
     elif (held := world.held.get((name, host))) and held.until > world.now:

@@ -7,6 +7,7 @@ A hook writes to files of its own, so that it can outlive its daemon; their line
 run's name in front, so that two runs at once stay readable.
 """
 
+import contextlib
 import os
 import re
 import time
@@ -15,6 +16,7 @@ from watchties.model import printable
 
 ROTATE_AT = 16 << 20  # bytes
 NAMED = 10  # jobs named in a start line
+AT_ONCE = 1 << 20  # bytes of a hook's output that are copied at one look; of more than that the end is kept
 MAX_LINE = 4000  # characters
 
 
@@ -37,7 +39,11 @@ class HookLog:
         offsets = self._copied.setdefault(run.id, {"out": 0, "err": 0})
         lines = []
         for name in offsets:
-            data = read_from(run.path(name), offsets[name])
+            size = size_of(run.path(name))
+            if size - offsets[name] > AT_ONCE:  # a hook that has run wild must not fill our memory, nor the disk a second time
+                lines.append(f"({size - offsets[name] - AT_ONCE} bytes of {name} are left out here)")
+                offsets[name] = size - AT_ONCE
+            data = read_from(run.path(name), offsets[name], AT_ONCE)
             data = data if whole else data[: data.rfind(b"\n") + 1]
             offsets[name] += len(data)
             lines += data.decode("utf-8", "replace").splitlines()
@@ -82,16 +88,25 @@ class HookLog:
 
     def prune(self):
         """Remove rotated files that are older than `keep`."""
-        for entry in os.scandir(self.folder):
-            if re.search(r"\.log\.\d{8}T\d{6}$", entry.name) and entry.stat().st_mtime < self.clock() - self.keep:
-                os.unlink(entry.path)
+        with contextlib.suppress(OSError):  # it is another's to remove them as well; and the disk may take nothing
+            for entry in os.scandir(self.folder):
+                if re.search(r"\.log\.\d{8}T\d{6}$", entry.name) and entry.stat().st_mtime < self.clock() - self.keep:
+                    os.unlink(entry.path)
 
 
-def read_from(path, offset):
-    """Return the bytes of a file from an offset on, b"" if it is not there."""
+def size_of(path):
+    """Return the size of a file, 0 if it is not there."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def read_from(path, offset, most):
+    """Return so many bytes of a file at most, from an offset on; b"" if it is not there."""
     try:
         with open(path, "rb") as file:
             file.seek(offset)
-            return file.read()
+            return file.read(most)
     except FileNotFoundError:
         return b""

@@ -105,11 +105,13 @@ class Alarms:
     """When which item is to be looked at again."""
 
     def __init__(self):
-        self._heap = []
+        self._heap, self._known = [], set()
 
     def set(self, item, when):
         """Have an item fall due at a time; another alarm of the same item stays."""
-        heapq.heappush(self._heap, (when, item))
+        if (when, item) not in self._known:  # a job that is looked at often waits for the same moment each time
+            self._known.add((when, item))
+            heapq.heappush(self._heap, (when, item))
 
     def seconds(self, now):
         """Return the seconds until the next one, None if there is none."""
@@ -119,7 +121,9 @@ class Alarms:
         """Return the items whose time has come, and forget them."""
         items = []
         while self._heap and self._heap[0][0] <= now:
-            items.append(heapq.heappop(self._heap)[1])
+            alarm = heapq.heappop(self._heap)
+            self._known.discard(alarm)
+            items.append(alarm[1])
         return items
 
 

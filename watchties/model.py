@@ -89,7 +89,7 @@ def number(text):
     """Return the whole number that a hook or a host has told, 0 if it is none: either may say anything."""
     try:
         return int(text or 0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0
 
 

@@ -136,8 +136,11 @@ class Submitting(OnePass):
         super().__init__(config, state, hooks, more)
         self.engine.dispatch.may = lambda job, rule: rule in TO_SUBMIT and job in self.wanted
 
-    def _rescan(self, tree):
+    def _first_scan(self):
         """Nothing is read but the jobs that are named."""
+
+    def _rescan(self, tree):
+        """The same later."""
 
     def _announced(self, said):
         self._take_names()  # a name may have come after the listing had begun

@@ -83,7 +83,8 @@ def done(rec, rule, told, fields, now, new_token):
         return record.outcome_of_cancel(rec, told["token"], request, fields.get("how", ""), new_token)
     if rule.name == "poll":
         return replace(rec, tries={name: entry for name, entry in rec.tries.items() if name != "poll"})
-    return record.end_rule(rec, rule.name, "done", fields)
+    own = fields if rule.name in OURS else {k: v for k, v in fields.items() if k not in record.NOT_A_SITES}
+    return record.end_rule(rec, rule.name, "done", own)
 
 
 def failed(rec, rule, told, outcome, now, new_token, reconcile):

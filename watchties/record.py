@@ -20,6 +20,7 @@ VERSION = 1
 GAVE_UP = "gave up"  # tried again, now and then
 REFUSED = "refused"  # for good: by its hook, with the field `final`
 LOST, RESUBMITTED = "lost", "resubmitted"  # fields: why an attempt is to be tried again; how many were
+NOT_A_SITES = {LOST, RESUBMITTED, "since", "cpu_server", "id", "exit"}  # fields that decide what is done: no hook of a site sets them
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from watchties import children, ssh
 from watchties.errors import BadJobName, Unreachable, WatchtiesError
-from watchties.lanes import Breaker
+from watchties.lanes import PROBE_MAXIMUM, Breaker
 from watchties.model import CANCEL, COMPUTE, DONE, FAILED, MARKERS, PENDING, REQUESTS, TAKEN, WEB, check_job_name, depth, printable
 
 CALL_TIMEOUT = 60.0  # seconds for one short far command
@@ -101,7 +101,8 @@ class Link:
     async def _answers(self):
         """Return whether the host answers now; wait for the next probe if it does not."""
         if self.breaker.down:
-            await self._pause(max(0.0, self.breaker.next_probe - time.time()), wakes=False)
+            until = self.breaker.next_probe - time.time()
+            await self._pause(min(PROBE_MAXIMUM, max(0.0, until)), wakes=False)  # the clock may have been set back
         try:
             _, code = await call(self.far, "sh scripts/agent.sh version")
             if code:

@@ -149,6 +149,25 @@ class RunDirs:
             os.close(fd)
 
 
+def holders(path):
+    """Return the pids of our user's processes that have a file open, without this one."""
+    wanted, found = os.stat(path), []
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()):
+        try:
+            names = os.listdir(f"/proc/{pid}/fd")
+        except OSError:  # another user's, or it has just ended
+            continue
+        found += [pid] if any(_is_file(wanted, f"/proc/{pid}/fd/{name}") for name in names) else []
+    return found
+
+
+def _is_file(wanted, path):
+    try:
+        return os.path.samestat(wanted, os.stat(path))
+    except OSError:
+        return False
+
+
 def read_results(path, jobs):
     """Return JobId -> Outcome from a results file; the last line for a job counts, junk and torn lines do not."""
     known, settled = {(j["tree"], j["job"]) for j in jobs}, {}
@@ -165,7 +184,7 @@ def read_results(path, jobs):
             if key in known and told["outcome"] in OUTCOMES:
                 fields = told.get("fields") or {}
                 settled[JobId(*key)] = Outcome(told["outcome"], one_line(told.get("reason") or ""), dict(fields))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue
     return settled
 

@@ -339,3 +339,13 @@ def test_a_rule_that_gave_up_counts_as_ended_for_others_and_is_tried_again():
 def test_what_is_no_longer_due_keeps_no_job_open():
     assert step(replace(ALL_DONE, tries={"report": {"next": NOW + 99, "reason": "x"}})).what == "close"
     assert look(replace(ALL_DONE, old=Attempt(1, "t1", "b1")), down={"b1": "x"}).step is None
+
+
+@pytest.mark.parametrize("rec, compute, rule", [(RUNNING, "", "poll"), (RUNNING, DONE, "fetch"), (AT_HOST, "", "submit"),
+                                                (replace(WAITING, fields={"cpu_server": "b9"}), "", "submit"),
+                                                (replace(WAITING, old=Attempt(1, "t0", "b9")), "", "cancel")])  # fmt: skip
+def test_a_job_waits_for_a_host_that_was_taken_out_of_the_configuration(rec, compute, rule):
+    """Its hook would know nothing of that host: what is DONE there would be FAILED."""
+    rec = replace(rec, host="b9") if rec.contacted else rec
+    assert "b9 is no host of tree t any more" in waits(rec, compute=compute, polled=0.0)[rule].reason
+    assert rule not in starts(rec, compute=compute, polled=0.0)

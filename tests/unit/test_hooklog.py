@@ -78,3 +78,23 @@ def test_a_log_that_cannot_be_written_stops_nothing(site, tmp_path):
     _, log = site
     os.mkdir(log.path("push"))
     log.write("push", "x", ["lost"])
+
+
+def test_of_a_hook_that_has_run_wild_the_end_is_kept(site, monkeypatch):
+    """All of it would fill the memory of the daemon, and of the next one, which reads it again."""
+    dirs, log = site
+    monkeypatch.setattr(hooklog, "AT_ONCE", 100)
+    run = prepare(dirs, "u/E")
+    say(run, "y" * 50 + "\n" + "z\n" * 1000 + "the end\n")
+    log.feed(run)
+    lines = [text for _, text in texts(log)]
+    assert "(1959 bytes of out are left out here)" in lines[0] and lines[-1] == "the end" and len(lines) < 60
+    say(run, "and more\n")
+    log.end(dirs.collect(run, 0))
+    assert "and more" in [text for _, text in texts(log)]
+
+
+def test_a_log_that_goes_while_old_ones_are_removed_stops_nothing(site):
+    _, log = site
+    os.rmdir(log.folder)
+    log.prune()

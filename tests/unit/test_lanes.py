@@ -147,3 +147,13 @@ def test_a_lane_is_held_back_longer_with_each_run_that_brought_nothing_there():
         now = hold.until
     assert all(0.75 * wanted <= pause <= wanted for pause, wanted in zip(pauses, [10, 20, 40, 60, 60]))
     assert hold.refused("full again", True, now, retry) == 1 and hold.until - now <= 10 and hold.reason == "full again"
+
+
+def test_an_alarm_that_is_set_again_and_again_takes_no_room():
+    """A job that waits for tomorrow, and is looked at with each event, must not fill the memory until then."""
+    alarms = Alarms()
+    for _ in range(1000):
+        alarms.set("a", 10)
+    assert len(alarms._heap) == 1 and alarms.due(10) == ["a"]
+    alarms.set("a", 10)
+    assert alarms.due(10) == ["a"]

@@ -88,3 +88,16 @@ def test_a_program_that_cannot_be_started_here_is_said_in_one_line(monkeypatch):
     heard = Heard()
     asyncio.run(Link(far, "compute", {}, "relay", 60.0, 5.0, heard)._relay_once())
     assert heard.all("down") == [["b01", "ssh cannot be started here: No such file or directory"]]
+
+
+def test_a_host_is_probed_soon_also_after_the_clock_was_set_back(tmp_path, monkeypatch):
+    link = Link(Far("vision", root=str(tmp_path)), "web", {"main": ("user_data", "*/*")}, "relay", 60.0, 5.0, Heard())
+    link.breaker.failed("it does not answer", relays.time.time() + 86400.0)
+    waited = []
+
+    async def pause(seconds, wakes):
+        waited.append(seconds)
+
+    monkeypatch.setattr(link, "_pause", pause)
+    asyncio.run(link._answers())
+    assert waited[0] <= 300.0

@@ -94,3 +94,9 @@ def test_hooks_of_the_user_come_first_and_must_be_executable(tmp_path):
     assert runs.find_hook("push", folders) == str(tmp_path / "own" / "push")
     with pytest.raises(UserError, match="is not in"):
         runs.find_hook("pull", folders)
+
+
+def test_a_result_that_is_nested_without_end_decides_nothing(dirs):
+    run = prepare(dirs)
+    write_results(run, "[" * 200_000, '{"job": "u/E 1", "outcome": "done", "fields": ' + '{"a":' * 200_000, result("u/E 0", "done"))
+    assert list(dirs.collect(run, None).settled) == [JobId("main", "u/E 0")]
