@@ -5,6 +5,7 @@ Must not know: what a marker means, how a run ends; it only passes on who is to 
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -136,8 +137,9 @@ class Daemon:
 
     async def _await_locks(self):
         deadline = time.monotonic() + SHUTDOWN
-        while time.monotonic() < deadline and any(not self.dirs.is_free(run.lock) for run in self.dirs.left_over()):
-            await asyncio.sleep(0.1)
+        with contextlib.suppress(OSError):  # one that cannot be read now is the next daemon's
+            while time.monotonic() < deadline and any(not self.dirs.is_free(run.lock) for run in self.dirs.left_over()):
+                await asyncio.sleep(0.1)
 
     @staticmethod
     async def _cancel(tasks):

@@ -24,7 +24,7 @@ from watchties import hookstart
 from watchties.errors import AGAIN
 from watchties.runs import Ended
 
-NEVER = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ELOOP}  # a hook that does not start for these
+NEVER = {errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ELOOP}  # not ENOENT: an upgrade may be putting the hook there anew
 KILL_AFTER = 10.0  # seconds between SIGTERM and SIGKILL
 GLANCE = 0.5  # seconds between two looks at a run at work
 

@@ -120,7 +120,10 @@ class RunDirs:
         shutil.rmtree(run.dir, ignore_errors=True)
 
     def left_over(self):
-        """Return the runs that an earlier daemon left behind."""
+        """Return the runs that an earlier daemon left behind. One that was never whole goes: its hook has not been started.
+
+        Raises OSError where one cannot be read for another reason: its hook may be at work.
+        """
         runs, folder = [], os.path.join(self.state, "runs")
         for name in sorted(os.listdir(folder)):
             where = os.path.join(folder, name)
@@ -130,8 +133,8 @@ class RunDirs:
                 with open(os.path.join(where, "jobs"), encoding="utf-8", errors="surrogateescape") as file:
                     plain["jobs"] = [json.loads(line) for line in file]
                 runs.append(Run(**plain))
-            except (OSError, ValueError, TypeError):
-                shutil.rmtree(where, ignore_errors=True)  # it died before the hook was started
+            except (FileNotFoundError, ValueError, TypeError):
+                shutil.rmtree(where, ignore_errors=True)
         return runs
 
     def is_free(self, lock):

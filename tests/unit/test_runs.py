@@ -1,5 +1,6 @@
 """What a run leaves on disk, and how it is read, also by a daemon that did not start it."""
 
+import asyncio
 import fcntl
 import json
 import os
@@ -7,8 +8,9 @@ import os
 import pytest
 
 from watchties import runs
-from watchties.errors import UserError
+from watchties.errors import AGAIN, UserError
 from watchties.model import JobId, Outcome
+from watchties.runner import Runner
 
 JOBS = [{"tree": "main", "job": f"u/E {n}", "dir": f"/m/u/E {n}", "marker": "DONE", "attempt": 1} for n in range(3)]
 
@@ -83,6 +85,17 @@ def test_a_directory_that_was_never_finished_goes(dirs, tmp_path):
     assert dirs.left_over() == [] and os.listdir(tmp_path / "runs") == []
 
 
+def test_a_run_that_cannot_be_read_now_stays(dirs, tmp_path):
+    run = prepare(dirs)
+    os.rename(run.path("jobs"), run.path("away"))
+    os.mkdir(run.path("jobs"))  # any error but that it is not there
+    with pytest.raises(IsADirectoryError):
+        dirs.left_over()
+    os.rmdir(run.path("jobs"))
+    os.rename(run.path("away"), run.path("jobs"))
+    assert [one.id for one in dirs.left_over()] == [run.id]
+
+
 def test_hooks_of_the_user_come_first_and_must_be_executable(tmp_path):
     for name in "own", "ours":
         (tmp_path / name).mkdir()
@@ -100,3 +113,9 @@ def test_a_result_that_is_nested_without_end_decides_nothing(dirs):
     run = prepare(dirs)
     write_results(run, "[" * 200_000, '{"job": "u/E 1", "outcome": "done", "fields": ' + '{"a":' * 200_000, result("u/E 0", "done"))
     assert list(dirs.collect(run, None).settled) == [JobId("main", "u/E 0")]
+
+
+def test_a_hook_that_an_upgrade_has_taken_away_for_a_moment_is_asked_again(dirs, tmp_path):
+    run = dirs.prepare("push-1", "push", "vision", "0", [], 60.0, str(tmp_path / "gone"))
+    ended = asyncio.run(Runner(dirs, "/config", {}).run(run))
+    assert ended.code == AGAIN and "cannot be started: No such file" in ended.reason
