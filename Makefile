@@ -4,12 +4,14 @@ PY = $(VENV)/bin/python
 READY = $(VENV)/.ready
 TESTABLE = $(VENV)/.testable
 
-.PHONY: help setup demo test test-fast bench man clean
+.PHONY: help setup demo test test-fast faults soak bench man clean
 
 help:
 	@echo "make demo       three jobs through three trees on this machine, to look at"
 	@echo "make test       every test (under 30 minutes on two cores)"
 	@echo "make test-fast  the tests that take seconds"
+	@echo "make faults     everything that may go wrong, at every point where it can (an hour or more)"
+	@echo "make soak       20,000 jobs with faults all the while (half an hour)"
 	@echo "make man        the man pages anew, after a change of help, options or configuration"
 	@echo "make bench      the figures, beside the bare commands"
 
@@ -32,6 +34,12 @@ test: setup
 
 test-fast: setup
 	$(PY) -m pytest -n 2 -m "not slow" tests
+
+faults: setup
+	$(PY) -m pytest -n 2 --long tests/faults
+
+soak: setup
+	$(PY) tests/faults/soak.py
 
 bench: setup
 	$(PY) tests/bench/bench.py
