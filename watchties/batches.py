@@ -87,13 +87,14 @@ def take_up_cut(route, jobs):
 def _as_partial(root, path, here):
     """Return shell text that keeps rsync's temporary file `.NAME.XXXXXX` as what it has of NAME, or "" for any other file.
 
-    A name that is no UTF-8 cannot stand in a command (shell.run): it is left, and carried anew."""
+    A name that is no UTF-8 cannot stand in a command (shell.run), nor one that is too long: it is left, and carried anew."""
     folder, name = os.path.split(path.removeprefix(root + "/"))
     match = None if re.search("[\udc80-\udcff]", path) else TEMPORARY.fullmatch(name)
     if not match or os.path.lexists(os.path.join(here, folder, name)) or not os.path.isfile(os.path.join(here, folder, match[1])):
         return ""
     keep = os.path.join(root, folder, manifest.PARTIAL)
-    return f"mkdir -p {shlex.quote(keep)} && mv -f {shlex.quote(path)} {shlex.quote(os.path.join(keep, match[1]))}"
+    move = f"mkdir -p {shlex.quote(keep)} && mv -f {shlex.quote(path)} {shlex.quote(os.path.join(keep, match[1]))}"
+    return move if shell.fits(move) else ""
 
 
 def _by_job(jobs, listed, levels):
