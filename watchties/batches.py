@@ -132,9 +132,9 @@ def _once_more(jobs, step):
         return {jobs[0]: error}
 
 
-def settle_on_disk(route):
-    """Make durable what has come into the mirror: one syncfs, not a sync for each file."""
+def settle_on_disk(route, jobs):
+    """Make durable what has come into the mirror for jobs: one syncfs for each disk they lie on, not a sync for each file."""
     try:
-        durable.sync_filesystem(route.mirror)
+        durable.sync_filesystems(route.mirror, [job.dir for job in jobs])
     except OSError as error:
         raise NotNow(f"the mirror's disk ({route.mirror}): {error.strerror}") from None
