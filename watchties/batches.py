@@ -35,6 +35,7 @@ def carry(route, names, *, spared=None, cut=(), **how):
             listed = retry.network(_once, route, jobs, [n for job in jobs for n in names[job]], broken, exclude=excluded, **how)
         except RsyncFailed as error:
             if error.no_space:
+                error.full = "the mirror" if how["inward"] else f"host {route.name}"
                 make_room(route, jobs, how["inward"])
             raise
         if broken:
