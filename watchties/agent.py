@@ -99,8 +99,8 @@ class Agent:
         Without this the agent would give that reply for ever, as it submits nothing twice.
         """
         places = [shlex.quote(f"{self.data}/{job.job}/{RECORD_DIR}/{job.attempt}.{job.token}/reply") for job in jobs]
-        for some in shell.chunks(places):
-            retry.network(shell.far, self.far, "; ".join(f"mv -f -- {place} {place}.refused" for place in some))
+        for some in shell.chunks([f"mv -f -- {place} {place}.refused" for place in places]):
+            retry.network(shell.far, self.far, "; ".join(some))
 
     def adopt(self, texts, run):
         return self.ask("adopt", {job: [*_attempt(job), text] for job, text in texts.items()}, run)

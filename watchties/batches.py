@@ -35,6 +35,7 @@ def carry(route, names, *, spared=None, cut=(), **how):
             listed = retry.network(_once, route, jobs, [n for job in jobs for n in names[job]], broken, exclude=excluded, **how)
         except RsyncFailed as error:
             if error.no_space:
+                error.full = "the mirror" if how["inward"] else f"host {route.name}"
                 make_room(route, jobs, how["inward"])
             raise
         if broken:
@@ -87,13 +88,14 @@ def take_up_cut(route, jobs):
 def _as_partial(root, path, here):
     """Return shell text that keeps rsync's temporary file `.NAME.XXXXXX` as what it has of NAME, or "" for any other file.
 
-    A name that is no UTF-8 cannot stand in a command (shell.run): it is left, and carried anew."""
+    A name that is no UTF-8 cannot stand in a command (shell.run), nor one that is too long: it is left, and carried anew."""
     folder, name = os.path.split(path.removeprefix(root + "/"))
     match = None if re.search("[\udc80-\udcff]", path) else TEMPORARY.fullmatch(name)
     if not match or os.path.lexists(os.path.join(here, folder, name)) or not os.path.isfile(os.path.join(here, folder, match[1])):
         return ""
     keep = os.path.join(root, folder, manifest.PARTIAL)
-    return f"mkdir -p {shlex.quote(keep)} && mv -f {shlex.quote(path)} {shlex.quote(os.path.join(keep, match[1]))}"
+    move = f"mkdir -p {shlex.quote(keep)} && mv -f {shlex.quote(path)} {shlex.quote(os.path.join(keep, match[1]))}"
+    return move if shell.fits(move) else ""
 
 
 def _by_job(jobs, listed, levels):
@@ -131,9 +133,9 @@ def _once_more(jobs, step):
         return {jobs[0]: error}
 
 
-def settle_on_disk(route):
-    """Make durable what has come into the mirror: one syncfs, not a sync for each file."""
+def settle_on_disk(route, jobs):
+    """Make durable what has come into the mirror for jobs: one syncfs for each disk they lie on, not a sync for each file."""
     try:
-        durable.sync_filesystem(route.mirror)
+        durable.sync_filesystems(route.mirror, [job.dir for job in jobs])
     except OSError as error:
         raise NotNow(f"the mirror's disk ({route.mirror}): {error.strerror}") from None

@@ -179,7 +179,8 @@ def submit(seen, world):
     if pull_open(record):
         yield Wait("submit", "a pull is open: nothing leaves the mirror before it has ended")
     elif cancel_waits(record):
-        yield Wait("submit", f"attempt {record.old.attempt} on {record.old.host} must first be proven ended")
+        why = record.tries.get("cancel", {}).get("reason")
+        yield Wait("submit", f"attempt {record.old.attempt} on {record.old.host} must first be proven ended" + (f": {why}" if why else ""))
     elif open_cancel(seen) and not cancel_must_wait(seen, open_cancel(seen)) and record.contacted:
         yield Wait("submit", "it is being cancelled")
     else:
@@ -237,11 +238,11 @@ def fetch(seen, world):
 
 
 def cancel(seen, world):
-    """Stop an attempt: the overtaken one, the current one if CANCEL covers it, or one that is lost, before it is tried again."""
+    """Stop an attempt: the overtaken one or one that may run on, the current one if CANCEL covers it, or one that is lost, before it is tried again."""
     record = seen.record
     if record.old:
         yield from start(
-            seen, world, "cancel", record.old.host, f"attempt {record.old.attempt} was overtaken", attempt=record.old.token
+            seen, world, "cancel", record.old.host, f"attempt {record.old.attempt} must be proven ended", attempt=record.old.token
         )
         return
     request = open_cancel(seen)

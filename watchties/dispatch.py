@@ -120,7 +120,12 @@ class Dispatch:
         self._spawn(self._carry(run))
 
     def hold_back(self, ended, now):
-        """Hold a lane back whose far side takes no more for now; let it go once a run brings jobs there and none is put off."""
+        """Hold a lane back whose far side takes no more for now; let it go once a run brings jobs there and none is put off.
+
+        A full disk holds back none, as small jobs may still fit; the administrator hears of it at once, and not of each job.
+        """
+        for whose, reason in {outcome.fields["full"]: outcome.reason for outcome in ended.settled.values() if outcome.fields.get("full")}.items():
+            self.tell.notice(f"the disk of {whose} is full", f"{reason}\nWhat goes there waits, and goes on by itself when there is room.\n")
         rule, said = self.rules.get(ended.run.rule), ended.settled.values()
         key = ended.run.rule, ended.run.host
         reasons = [outcome.reason for outcome in said if outcome.outcome == "retry" and outcome.fields.get("later")]

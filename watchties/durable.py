@@ -8,6 +8,7 @@ step. `carry_out` drives many plans in step with each other, so that a thousand 
 for a thousand fsyncs. Python 3.11 has no os.syncfs, hence ctypes.
 """
 
+import contextlib
 import ctypes
 import os
 
@@ -28,18 +29,22 @@ def sync(paths):
         _with_descriptor(path, lambda fd: _syncfs_once(fd, devices))
 
 
-def sync_filesystem(path):
-    """Make durable all that was written to the file system of a path."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _syncfs_once(fd, set())
-    finally:
-        os.close(fd)
+def sync_filesystems(root, directories):
+    """Make durable all that was written to the file systems on which a root and directories below it lie: once each.
+
+    A directory may be a disk of its own. One that is gone, or is none, is nobody's concern; it is no way to another place either.
+    """
+    devices = set()
+    _with_descriptor(root, lambda fd: _syncfs_once(fd, devices))
+    for path in directories:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            if os.stat(path, follow_symlinks=False).st_dev not in devices:
+                _with_descriptor(path, lambda fd: _syncfs_once(fd, devices), os.O_DIRECTORY | os.O_NOFOLLOW)
 
 
-def _with_descriptor(path, action):
+def _with_descriptor(path, action, flags=0):
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     except FileNotFoundError:
         return
     try:

@@ -148,7 +148,7 @@ class Run:
         times = int(job.fields.get("not_carried") or 0) + 1
         print("\n".join(error.details()) if isinstance(error, CommandFailed) else error)
         if getattr(error, "transient", True) or times < FEW_TIMES:
-            self.retry(job, error, not_carried=times)
+            self.retry(job, error, not_carried=times, full=getattr(error, "full", ""))
         else:
             self.failed(job, error, cause="infrastructure")
 

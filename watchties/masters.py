@@ -1,6 +1,6 @@
 """The shared ssh connections of a host, which the daemon opens and owns: one for short commands, one for bulk.
 
-Knows: how a ControlMaster is started, noticed dead, and started again.
+Knows: how a ControlMaster is started, noticed dead or hung, and started again.
 Must not know: what travels over it. Hooks use these connections and never make one: a master that a hook had started
 would end with the hook. Two, so that a slow transfer starves no heartbeat.
 """
@@ -18,6 +18,7 @@ from watchties.lanes import backoff
 KINDS = tuple(ssh.ALIVE)
 AGAIN, SELDOM = 1.0, 60.0  # seconds before a connection that ended is opened again: first, and at most
 FORMER_ENDS = 5.0  # seconds for connections of a killed daemon to end
+LOOK, GREETS = 20.0, 10.0  # seconds between two looks at a connection, and for it to greet
 LONGEST = 80  # characters of a socket's path: the kernel takes 104, and ssh adds some of its own while it binds
 
 
@@ -60,6 +61,7 @@ class Masters:
         for process in self._processes.values():
             if process.returncode is None:
                 process.terminate()
+                asyncio.get_running_loop().call_later(FORMER_ENDS, _kill, process)
 
     async def _keep(self, kind):
         failures, loop = 0, asyncio.get_running_loop()
@@ -78,14 +80,21 @@ class Masters:
             process = self._processes[kind] = await _ssh(ssh.master(self.far, kind))
         except Unreachable as error:
             return [str(error)]
-        words = children.Words(process.stderr)
+        words, look = children.Words(process.stderr), asyncio.create_task(self._end_if_hung(kind, process))
         try:
             await process.wait()
             return await words.last()
         finally:
-            if process.returncode is None:
-                process.terminate()
-                await process.wait()
+            look.cancel()
+            await _end(process)
+
+    async def _end_if_hung(self, kind, process):
+        """End a connection that takes channels and answers none (stopped, or its disk hangs): what waits there waits for ever."""
+        path = ssh.control_path(self.far, kind).replace("%%", "%")
+        while await _greets(path):
+            await asyncio.sleep(LOOK)
+        self.problem(f"the shared connection ({kind}) hangs; it is opened anew")
+        _kill(process)
 
     async def _end_former(self, kind):
         """End the connection that a daemon which was killed has left: nobody else would."""
@@ -103,6 +112,38 @@ class Masters:
                 await process.communicate()
         finally:
             await children.end(process)
+
+
+async def _greets(path):
+    """Return whether the ssh behind a socket says its hello, as it does to everybody (PROTOCOL.mux); True if none is there yet."""
+    try:
+        async with asyncio.timeout(GREETS):
+            reader, writer = await asyncio.open_unix_connection(path)
+    except (OSError, TimeoutError) as error:
+        return not isinstance(error, TimeoutError)
+    try:
+        async with asyncio.timeout(GREETS):
+            await reader.read(1)
+        return True
+    except OSError as error:
+        return not isinstance(error, TimeoutError)
+    finally:
+        writer.close()
+
+
+async def _end(process):
+    """End a program as it wishes, or, if it does not, by force."""
+    if process.returncode is None:
+        process.terminate()
+        try:
+            await asyncio.wait([asyncio.ensure_future(process.wait())], timeout=FORMER_ENDS)
+        finally:  # a daemon that ends has no patience, and cancels once more
+            await children.end(process)
+
+
+def _kill(process):
+    if process.returncode is None:
+        process.kill()
 
 
 async def _ssh(argv):

@@ -96,7 +96,7 @@ def failed(rec, rule, told, outcome, now, new_token, reconcile):
     if not final or rule.name in ("poll", "cancel"):
         delay = backoff(before.get("count", 0), rule.retry.first, rule.retry.maximum)
         rec = record.put_off(rec, rule.name, now, delay, outcome.reason, outcome.fields)
-        often = rec.tries[rule.name]["count"] == TOLD_AT and rule.name != "poll"
+        often = rec.tries[rule.name]["count"] == TOLD_AT and rule.name != "poll" and not outcome.fields.get("full")  # told at once
         return Taken(rec, f"{rule.name} has failed {TOLD_AT} times and is tried again: {outcome.reason}" if often else "")
     if rule.name in BEFORE_DONE:
         return give_up_before_done(rec, rule, told, outcome, now, new_token)

@@ -58,7 +58,7 @@ def bring(run, route, jobs):
 def keep(run, route, brought):
     """Make durable what has come, then the list of what was made; return the jobs whose list stands."""
     if brought:
-        batches.settle_on_disk(route)
+        batches.settle_on_disk(route, brought)
     _write(run, "made", {job: result.made for job, result in brought.items()})
     return [job for job in brought if job not in run.settled]
 

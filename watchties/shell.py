@@ -11,6 +11,7 @@ so that an orphaned rsync keeps its jobs busy until it ends.
 
 import contextlib
 import os
+import shlex
 import signal
 import threading
 import time
@@ -26,7 +27,7 @@ FIRST_LOOK, LOOK = 2.0, 1.0  # seconds until a command's last words are looked a
 TAIL = 1000  # bytes of them
 STALE = 30  # seconds for which a command may hold a channel and wait for its input
 PIPE = 65536  # bytes that a pipe takes though nobody reads (pipe(7)): so giving it all never blocks
-FEW = 50  # items in one command line: names are at most 512 bytes, and some commands name them twice
+FEW, ROOM = 50, 100_000  # items in one command line, and bytes of them: one word takes 128 kB (execve(2)), ssh's is a single one
 PACKAGES = {"rsync": "rsync", "ssh": "openssh-client", "runuser": "util-linux", "sudo": "sudo", "sync": "coreutils"}
 
 
@@ -115,9 +116,26 @@ class Begun:
 
 
 def chunks(items):
-    """Yield the items, a few at a time: all of them may not fit into one command line (128 kB a word, execve(2))."""
-    for start in range(0, len(items), FEW):
-        yield items[start : start + FEW]
+    """Yield words or shell texts, so many at a time as fit into one command line: a path may have 4 kB, and quotes in it."""
+    some, room = [], ROOM
+    for item in items:
+        if some and (len(some) == FEW or _length(item) > room):
+            yield some
+            some, room = [], ROOM
+        some.append(item)
+        room -= _length(item)
+    if some:
+        yield some
+
+
+def fits(item):
+    """Return whether a word or shell text fits into a command line at all."""
+    return _length(item) <= ROOM
+
+
+def _length(item):
+    """Return the bytes that it takes, quoted as a word of a text that ssh is given, which quotes it once more."""
+    return len(shlex.quote(shlex.quote(item)).encode("utf-8", "surrogateescape")) + 2
 
 
 def outside_environment(**more):

@@ -12,12 +12,15 @@ Must not know: any scheduler's words, or how long to wait before a job that is g
     anything else      nothing is known, nothing changes: an empty answer is never "finished"
 """
 
+import contextlib
+import time
 from datetime import datetime
 from typing import NamedTuple
 
 from watchties.model import DONE, FAILED
 from watchties.schedulers import QueryFailed, unique_name
 
+AGAIN = 10.0  # seconds between two looks at a node that has come back
 
 class Standing(NamedTuple):
     """state: DONE, FAILED or "". note: for people. gone: nothing of it is seen. proven: nothing of it can be there.
@@ -82,16 +85,46 @@ def why_ended(scheduler, job, answer, entries):
 
 
 def killed_elsewhere(agent, scheduler, jobs):
-    """Return those of the jobs that the scheduler says to have ended, on a host that the agent cannot see.
+    """Return ([those of the jobs that the scheduler says to have ended, on a host that the agent cannot see], {job: its failed node}).
 
-    It may have killed the wrapper outright, so that no exit file will ever tell. A node that failed is no proof: the job may run on.
+    It may have killed the wrapper outright, so that no exit file will ever tell. A node that failed is no proof, as the job may run
+    on there; when the scheduler has it back, it has ended what it found there.
     """
     if not jobs:
-        return []
-    answers, entries, _ = ask(agent, scheduler, jobs)
+        return [], {}
+    ids = _ids(agent, scheduler, jobs)
+    answers, query = agent.status(jobs, scheduler.query_command(list(ids.values())) if ids else "")
+    entries, _ = heard(scheduler, query, list(ids.values()))
     hidden = [job for job in jobs if answers[job].word == "begun" and answers[job].values.get("alive") == "unknown"]
-    found = {job: (own(job, entries) or {}).get(str(job.fields.get("id") or "")) for job in hidden}
-    return [job for job, entry in found.items() if entry and entry.ended and entry.cause != "node"]
+    found = {job: (own(job, entries) or {}).get(ids.get(job, "")) for job in hidden}
+    ended = [job for job in hidden if found[job] and found[job].ended]
+    failed = {job: answers[job].values.get("host", "").split(".")[0] for job in ended if found[job].cause == "node"}
+    back = _nodes_back(agent, scheduler, sorted(set(failed.values())))
+    failed = {job: node for job, node in failed.items() if node not in back}
+    return [job for job in ended if job not in failed], failed
+
+
+def _ids(agent, scheduler, jobs):
+    """Return job -> its number in the scheduler; of an attempt that was overtaken only the name is known."""
+    ids = {job: str(job.fields["id"]) for job in jobs if job.fields.get("id")}
+    names = {unique_name(job.token): job for job in jobs if job not in ids}
+    if text := names and scheduler.find_command(list(names)):
+        with contextlib.suppress(QueryFailed):
+            ids |= {names[name]: id for name, id in scheduler.parse_find(*agent.query(text), list(names)).items()}
+    return ids
+
+
+def _nodes_back(agent, scheduler, nodes):
+    """Return those of the nodes that the scheduler says to be at work, twice: it may just have heard of one, and be at ending things."""
+    if not nodes or not hasattr(scheduler, "nodes_command"):
+        return set()
+    try:
+        if back := scheduler.parse_nodes(*agent.query(scheduler.nodes_command(nodes))):
+            time.sleep(AGAIN)
+            back &= scheduler.parse_nodes(*agent.query(scheduler.nodes_command(nodes)))
+        return back
+    except QueryFailed:
+        return set()
 
 
 def judged(answer, number, entries, why):

@@ -93,8 +93,9 @@ class Teller:
             log.warning("%s: %s", what, text)
 
     def notice(self, subject, text):
-        """Something is for the administrator."""
-        log.warning("%s", subject)
+        """Something is for the administrator; the log says it too, not too often."""
+        if self._news("log", subject, SAME_PROBLEM):
+            log.warning("%s", subject)
         if self._news("notice", subject, SAME_NOTICE):
             self.on_notice(subject, text)
 

@@ -69,7 +69,9 @@ NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
 
 
 class RsyncFailed(CommandFailed):
-    """rsync ended badly; `kind` is that of EXIT_CODES, `no_space` whether a disk was full."""
+    """rsync ended badly; `kind` is that of EXIT_CODES, `no_space` whether a disk was full, `full` whose it was, if that is known."""
+
+    full = ""
 
     def __init__(self, argv, result, route):
         self.kind, why = EXIT_CODES.get(result.code, (AGAIN, "an exit code that rsync(1) does not name"))

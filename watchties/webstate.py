@@ -7,7 +7,7 @@ Must not know: who publishes at other places, transfers.
 from watchties.agent import identities
 
 # Fields that one run hands to the next, or to the daemon: not for readers of markers.
-INTERNAL = {"spare", "asked", "seen", "note", "identity", "pending", "cancel", "host_down", "later", "not_carried", "short_since",
+INTERNAL = {"spare", "asked", "seen", "note", "identity", "pending", "cancel", "host_down", "later", "not_carried", "full", "short_since",
             "missing", "state", "attempt", "token", "host", "since", "cpu_server"}  # fmt: skip
 
 

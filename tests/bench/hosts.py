@@ -21,6 +21,7 @@ from pathlib import Path
 import figures
 import procs
 import wheretime
+from alldone import SAID, SILENCE, until_done
 from inotify_simple import INotify, flags
 from lab_kit import USERS, WITHOUT_ROOT, Lab, LabSite, why_not
 
@@ -29,8 +30,6 @@ A_USER = 50  # jobs
 COMMAND = "echo made by {job}\n"  # it takes no time
 RESULT = "remote_ties_run.res"
 DELAY = 20  # ms at each host's cable, both ways
-SILENCE = 60.0  # seconds
-SAID = 5000  # characters of the logs, when something goes wrong
 BY_HAND = Path(__file__).with_name("byhand.py")
 CONTROL = "/home/webapp/bare-ssh"
 
@@ -142,22 +141,6 @@ def until_shown(site, where):
         notify.add_watch(where, flags.MOVED_TO | flags.CREATE)
         while not (where / "DONE").exists():
             assert notify.read(timeout=SILENCE * 1000) and not (where / "FAILED").exists(), f"{where}\n{site.said()[-SAID:]}"
-
-
-def until_done(site, left):
-    """Wait until every job shows DONE; what is asked of the disk meanwhile is next to nothing."""
-    while left:
-        while left and (left[-1] / "DONE").exists():
-            left.pop()
-        failed = left and (left[-1] / "FAILED").exists()
-        if failed or is_silent(site.state / "log") or site.process.poll() is not None:
-            raise AssertionError(f"{len(left)} jobs at most are not DONE, such as {left[-1]}\n{site.said()[-SAID:]}")
-        time.sleep(0.01)
-
-
-def is_silent(folder):
-    """Return whether no log has grown for so long that nothing can be going on."""
-    return time.time() - max(os.stat(path).st_mtime for path in folder.glob("*.log")) > SILENCE
 
 
 def check(compute, web, jobs, inputs):

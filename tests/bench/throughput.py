@@ -15,13 +15,12 @@ import time
 import figures
 import procs
 import wheretime
+from alldone import until_done
 from site_kit import Site
 
 FILES, BYTES = 10, 5000
 A_USER = 50  # jobs
 COMMAND = ":\n"  # it takes no time and makes nothing; its (empty) output files come back
-SILENCE = 60.0  # seconds
-SAID = 5000  # characters of the logs, when something goes wrong
 BY_HAND = """set -e
 rsync -a {web}/ {mirror}/
 rsync -a {mirror}/ {compute}/
@@ -70,7 +69,7 @@ def through_watchties(base, count, tell=False):
         began, wall = time.monotonic(), time.time()
         for job in jobs:
             os.close(os.open(job / "PENDING", os.O_WRONLY | os.O_CREAT, 0o644))
-        wait_for_done(site, jobs)
+        until_done(site, jobs)
         seconds = time.monotonic() - began
         used = procs.cpu(site.process.pid) - used
         site.wait(site.quiet, 60, "all at rest")
@@ -90,23 +89,6 @@ def make_jobs(tree, count):
         for number in range(FILES):
             (job / f"input{number}.csv").write_bytes(os.urandom(BYTES // 2).hex().encode())
     return jobs
-
-
-def wait_for_done(site, jobs):
-    """Wait until every job shows DONE; what is asked of the disk meanwhile is next to nothing."""
-    left = list(jobs)
-    while left:
-        while left and (left[-1] / "DONE").exists():
-            left.pop()
-        failed = left and (left[-1] / "FAILED").exists()
-        if failed or is_silent(site.state / "log") or site.process.poll() is not None:
-            raise AssertionError(f"{len(left)} jobs at most are not DONE, such as {left[-1]}\n{site.said()[-SAID:]}")
-        time.sleep(0.01)
-
-
-def is_silent(folder):
-    """Return whether no log has grown for so long that nothing can be going on."""
-    return time.time() - max(os.stat(path).st_mtime for path in folder.glob("*.log")) > SILENCE
 
 
 def by_hand(base, count):

@@ -152,3 +152,37 @@ def test_a_slow_link_full_of_one_transfer_starves_no_heartbeat_and_no_short_comm
         all_done(site, [load, short])
         for word in "fell silent", "shared connection", "did not answer", "relay ended", "is up again":
             assert word not in said(site), said(site)
+
+
+def masters_of(lab, host):
+    """Return the pids, on v11, of the shared connections to a host: short, bulk."""
+    found = lab.on("v11", ["pgrep", "-a", "-f", f"^ssh .*-M .*@{host}$"], check=False).stdout.splitlines()
+    return {kind: line.split()[0] for line in found for kind in ("short", "bulk") if f"{host}.{kind}" in line}
+
+
+@pytest.mark.parametrize("kind", ["short", "bulk"])
+def test_a_shared_connection_that_hangs_is_ended_and_opened_anew(lab, kind):
+    """Its ssh takes every channel and answers none (stopped; or its disk hangs): no time limit of ssh's own ends that."""
+    with LabSite(lab, **SOON) as site:
+        site.wait_ready()
+        site.wait(lambda: len(masters_of(lab, "b01")) == 2 and list(site.state.glob(f"ssh/b01.{kind}")), 20, "both connections")
+        hung = masters_of(lab, "b01")[kind]
+        lab.on("v11", ["kill", "-STOP", hung])
+        site.drop("ann/b01", files={"CPU_SERVER": "b01\n"})
+        site.drop("eve/elgato", files={"CPU_SERVER": "elgato\n"})
+        site.wait_state("eve/elgato", "DONE", 30)
+        all_done(site, ["ann/b01", "eve/elgato"])
+        site.wait(lambda: len(masters_of(lab, "b01")) == 2, 60, "both connections again")
+        assert hung not in masters_of(lab, "b01").values()
+
+
+def test_a_daemon_whose_connections_hang_ends_nevertheless(lab):
+    with LabSite(lab, **SOON) as site:
+        site.wait_ready()
+        site.wait(lambda: len(masters_of(lab, "b01")) == 2, 20, "both connections")
+        for pid in masters_of(lab, "b01").values():
+            lab.on("v11", ["kill", "-STOP", pid])
+        began = time.monotonic()
+        assert site.stop() == 0
+        print(f"ended in {time.monotonic() - began:.1f} s")
+        assert not masters_of(lab, "b01")

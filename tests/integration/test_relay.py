@@ -61,6 +61,14 @@ class Caller:
             self.process.stdin.close()
         return self.process.wait(PATIENCE)
 
+    def let_go(self):
+        """End it, whatever it does, and let go of its streams."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for stream in self.process.stdin, self.process.stdout, self.process.stderr:
+            stream and stream.close()
+
 
 @pytest.fixture
 def root(tmp_path):
@@ -78,11 +86,7 @@ def call(root):
 
     yield start
     for caller in callers:
-        if caller.process.poll() is None:
-            caller.process.kill()
-        caller.process.wait()
-        for stream in caller.process.stdin, caller.process.stdout, caller.process.stderr:
-            stream and stream.close()
+        caller.let_go()
 
 
 def job(root, name, **files):

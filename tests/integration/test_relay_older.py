@@ -43,11 +43,7 @@ def call(root, scripts):
 
     yield start
     for caller in callers:
-        if caller.process.poll() is None:
-            caller.process.kill()
-        caller.process.wait()
-        for stream in caller.process.stdin, caller.process.stdout, caller.process.stderr:
-            stream and stream.close()
+        caller.let_go()
 
 
 def hand_over(scripts, *jobs):

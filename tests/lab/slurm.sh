@@ -1,5 +1,5 @@
 #!/bin/bash
-# slurm.sh up NODE... | controller | stop: a Slurm on hosts of the lab, run as root inside each of them; the first NODE is the controller's.
+# slurm.sh up NODE... | controller | stop | node: a Slurm on hosts of the lab, run as root inside each of them; the first NODE is the controller's.
 # ACCOUNTING=1: with slurmdbd and a MariaDB beside the controller, so that sacct works.
 # Jobs are looked at every second and killed beyond their memory; a node says it has eight processors, so that work spreads.
 set -eu
@@ -75,6 +75,9 @@ idle() { [ "$(timeout 2 sinfo -h -N -o %t | sort -u)" = idle ]; } # with no cont
 controller() { # from a state that is kept: as after a restart
     /usr/sbin/slurmctld
 }
+node() {
+    /usr/sbin/slurmd -N "$here"
+}
 up() {
     mkdir -p /etc/slurm
     munge
@@ -84,7 +87,7 @@ up() {
         [ -z "${ACCOUNTING:-}" ] || database
         controller
     fi
-    /usr/sbin/slurmd -N "$here"
+    node
     [ "$here" != "${!#}" ] || until_ok 200 idle
 }
 stop() { # the controller, as an administrator does: killed outright it would forget the jobs of the last seconds
@@ -94,6 +97,6 @@ stop() { # the controller, as an administrator does: killed outright it would fo
     while [ -e "/proc/$pid" ]; do sleep 0.02; done
 }
 case ${1:-} in
-    up | controller | stop) "$@" ;;
-    *) echo "usage: slurm.sh up NODE... | controller | stop" >&2; exit 2 ;;
+    up | controller | stop | node) "$@" ;;
+    *) echo "usage: slurm.sh up NODE... | controller | stop | node" >&2; exit 2 ;;
 esac

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -153,7 +154,17 @@ def test_a_command_that_cannot_be_started_is_told_in_one_line():
 
 
 def test_items_are_given_a_few_at_a_time():
-    assert [len(some) for some in shell.chunks(list(range(250)))] == [50] * 5 and list(shell.chunks([])) == []
+    assert [len(some) for some in shell.chunks([str(n) for n in range(250)])] == [50] * 5 and list(shell.chunks([])) == []
+
+
+@pytest.mark.parametrize("item", ["d" * 4000, "'" * 500])
+def test_long_items_are_given_so_many_at_a_time_as_fit_into_one_word_for_ssh(item):
+    items, far = [f"{item}{n}" for n in range(100)], ssh.Far("b01", "b01", "/tmp")
+    several = list(shell.chunks(items))
+    assert [item for some in several for item in some] == items and len(several) < 50
+    for some in several:
+        word = ssh.argv(far, ssh.frame("0" * 16, "/tmp", f"echo {shlex.join(some)}"))[-1]
+        assert subprocess.run(["sh", "-c", word], capture_output=True, text=True, check=True).stdout
 
 
 def test_nothing_is_standard_input_unless_given():

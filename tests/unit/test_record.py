@@ -29,6 +29,15 @@ def carry_out(plan):
 # ---- transitions ----
 
 
+def test_what_may_run_on_when_it_is_failed_must_still_be_proven_ended():
+    failed = record.outcome_of_fetch(RUNNING, {"state": FAILED, "cause": "node", "unproven": 1})
+    assert failed.phase == FAILED and failed.old.token == RUNNING.token and "unproven" not in failed.fields
+    again = record.accept(failed, TWO, "t9")
+    assert again.old == failed.old and again.attempt == 2
+    ended = record.outcome_of_cancel(again, failed.old.token, None, "ended")
+    assert ended.old is None and ended.phase == PENDING
+
+
 def test_the_first_request_begins_the_first_attempt():
     assert (FIRST.attempt, FIRST.token, FIRST.phase, FIRST.host, FIRST.contacted) == (1, "t1", PENDING, "", False)
     assert FIRST.accepted == FIRST.served == ("web:PENDING:10",)

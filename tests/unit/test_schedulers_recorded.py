@@ -162,10 +162,13 @@ def test_what_the_scheduler_has_ended_is_gone_and_what_never_began_waits():
 
 
 class FarAgent:
-    """What the agent and its query answered."""
+    """What the agent and its query answered; more: what further queries did, one after the other."""
 
-    def __init__(self, answer, said):
-        self.answer, self.said = answer, said
+    def __init__(self, answer, said, more=()):
+        self.answer, self.said, self.more = answer, said, list(more)
+
+    def query(self, text):
+        return self.more.pop(0)
 
     def status(self, jobs, query):
         code, out, err = self.said
@@ -175,10 +178,33 @@ class FarAgent:
 def test_a_killed_wrapper_on_another_host_is_proven_ended_by_the_scheduler_alone():
     gone, asked = Answer("begun", ["host=node2 alive=unknown"]), [job()]
     for said, proven in ("query-cancelled", True), ("query", False), ("query-no-controller", False):
-        found = standing.killed_elsewhere(FarAgent(gone, recorded("slurm", said)), slurm, asked)
+        found, _ = standing.killed_elsewhere(FarAgent(gone, recorded("slurm", said)), slurm, asked)
         assert bool(found) is proven, said
     seen_from_here = Answer("begun", ["host=elgato alive=yes"])
-    assert not standing.killed_elsewhere(FarAgent(seen_from_here, recorded("slurm", "query-cancelled")), slurm, asked)
+    assert standing.killed_elsewhere(FarAgent(seen_from_here, recorded("slurm", "query-cancelled")), slurm, asked) == ([], {})
+
+
+def test_an_overtaken_attempt_of_which_only_the_name_is_known_is_proven_ended_too():
+    one, mark = job(id=""), "\nwt-part {} 0 end\n"
+    found = f"2|CANCELLED|wt.long|None\n{mark.format('squeue')}{mark.format('sacct')}"
+    gone = Answer("begun", ["host=node2 alive=unknown"])
+    far = FarAgent(gone, recorded("slurm", "query-cancelled"), [(0, found, mark.format("squeue") + mark.format("sacct"))])
+    assert standing.killed_elsewhere(far, slurm, [one]) == ([one], {})
+
+
+@pytest.mark.parametrize(
+    ("answers", "proven"),
+    [(["node2|idle", "node2|mixed"], True), (["node2|idle", "node2|down*"], False), (["node2|down*"], False), (["node2|idle*"], False),
+     (["node2|unknown"], False), ([""], False), ([None], False)],
+)  # fmt: skip
+def test_what_began_on_a_node_that_failed_has_ended_when_the_scheduler_has_the_node_back(monkeypatch, answers, proven):
+    monkeypatch.setattr(standing, "AGAIN", 0)
+    asked = job()
+    marks = "\nwt-part squeue 0 end\n\nwt-part sacct 0 end\n"
+    said = f"{asked.fields['id']}|NODE_FAIL|wt.{asked.token}|NodeDown{marks}"
+    more = [(0, f"{line}\n", "") if line is not None else (1, "", "slurm_load_node: Unable to contact") for line in answers]
+    far = FarAgent(Answer("begun", ["host=node2.cluster alive=unknown"]), (0, said, marks), more)
+    assert standing.killed_elsewhere(far, slurm, [asked]) == (([asked], {}) if proven else ([], {asked: "node2"})) and not far.more
 
 
 QUERIES = [("slurm", "query"), ("slurm", "query-with-unknown"), ("slurm-accounting", "query-with-unknown"), ("sge", "query")]

@@ -399,3 +399,16 @@ def test_a_leftover_whose_name_is_no_utf8_stops_no_push(site, route):
         put(site.web / f"ann/e/.{name}.Ab12Cd", "half").chmod(0o600)
     batches.take_up_cut(route, [job_of(site, "ann/e")])
     assert (site.web / "ann/e/.watchties.partial/plain").read_text() == "half" and (site.web / f"ann/e/.{odd}.Ab12Cd").exists()
+
+
+def test_leftovers_far_down_in_a_tree_are_taken_up_though_their_names_fill_a_command_line(site, route):
+    deep = "/".join("d" * 200 for _ in range(5))
+    for n in range(batches.shell.FEW):
+        put(site.mirror / "ann/e" / deep / f"data{n}", "half and half")
+        put(site.web / "ann/e" / deep / f".data{n}.Ab12Cd", "half").chmod(0o600)
+    quotes = "/".join("'" * 200 for _ in range(12))  # each becomes five, and is named three times
+    put(site.mirror / "ann/e" / quotes / "data", "half and half")
+    put(site.web / "ann/e" / quotes / ".data.Ab12Cd", "half").chmod(0o600)
+    batches.take_up_cut(route, [job_of(site, "ann/e")])
+    kept = [(site.web / "ann/e" / deep / ".watchties.partial" / f"data{n}").read_text() for n in range(batches.shell.FEW)]
+    assert kept == ["half"] * batches.shell.FEW

@@ -44,7 +44,7 @@ NL='
 USUAL_IFS=" $TAB$NL"
 IFS=$TAB # fields; "$*" joins with it
 set -f   # a job may be called *
-locked=
+locked='' mounts=unknown
 set -u
 
 # ---- small tools ----
@@ -103,13 +103,38 @@ is_inherited() {
     return 1
 } 2>/dev/null
 
-# durable: what was written in DATA until now outlasts a power failure; one call for a whole batch. False if it does not
+# durable: what was written for the chunk's jobs until now outlasts a power failure; one call for a whole batch. False if it does not
 durable() {
-    sync -f "$data" 2>/dev/null && return
+    use_mounts
+    disks=$data$NL
+    [ -z "$mounts" ] || every add_disks
+    IFS=$NL
+    # shellcheck disable=SC2086
+    sync -f $disks 2>/dev/null && IFS=$TAB && return
+    IFS=$TAB
     case $(sync --help 2>&1) in
     *-f*) return 1 ;;
     esac
     sync
+}
+
+# use_mounts: set $mounts, where in DATA other disks are mounted (a USER may have one of its own), one a line; nearly always none.
+# Looked up once, when there are jobs: an automounter has been at work by then
+use_mounts() {
+    [ "$mounts" = unknown ] || return 0
+    mounts=$(cd "$data" && real=$(pwd -P) && LC_ALL=C REAL=${real%/}/ awk '
+        index($5, "\\") { gsub(/\\040/, " ", $5); gsub(/\\011/, "\t", $5); gsub(/\\012/, "\n", $5); gsub(/\\134/, "\\", $5) }
+        index($5, ENVIRON["REAL"]) == 1 { print substr($5, length(ENVIRON["REAL"]) + 1) }' /proc/self/mountinfo) 2>/dev/null
+}
+
+# add_disks JOB: to $disks those that are mounted on the way to a job
+add_disks() {
+    IFS=$NL
+    for f in $mounts; do
+        case ${1-}/ in "$f"/*) ;; *) continue ;; esac
+        case $NL$disks in *"$NL$data/$f$NL"*) ;; *) disks=$disks$data/$f$NL ;; esac
+    done
+    IFS=$TAB
 }
 
 # must_be_durable: or nothing that depends on it is done
@@ -283,6 +308,17 @@ read_chunk() {
     done
     garbage='' moves=''
     [ "$n" -gt 0 ]
+}
+
+# set_chunk LINES: these, as if they had been read
+set_chunk() {
+    n=0
+    IFS=$NL
+    for line in $1; do
+        n=$((n + 1))
+        eval "line_$n=\$line answer_$n="
+    done
+    IFS=$TAB
 }
 
 # each FUNCTION: call it with the fields of every line that has no answer yet; $i is the line's number
@@ -1368,7 +1404,7 @@ do_status() { # DATA [QUERY]
     while read_chunk 100; do
         every status_tell
     done
-    [ -z "$ended" ] || must_be_durable # what has ended is acted upon from now on
+    [ -z "$ended" ] || { set_chunk "$ended" && must_be_durable; } # what has ended is acted upon from now on
     [ -z "$query" ] || tell_query
 }
 
@@ -1429,7 +1465,7 @@ status_tell() { # JOB ATTEMPT TOKEN
 
 # status_exit: it has ended; if the host has booted since, what was not on disk then is lost
 status_exit() {
-    ended=1
+    ended=$ended$job$NL
     [ "$f_host" != "$this_host" ] || [ "$f_boot" = "$this_boot" ] || text="$text${TAB}rebooted=1"
 }
 

@@ -14,6 +14,9 @@ A scheduler module has, command and parser side by side, all pure, text in and t
     cancel_command(id, name)                 -> shell text that ends a job, found by its name; "" if the agent alone can do it
     parse_said(text)                         -> Entry or None: what the scheduler wrote where the wrapper's own output goes ($WT_SAID)
 
+    nodes_command(nodes)                     -> shell text that asks how nodes are; only where an Entry's cause may be `node`
+    parse_nodes(code, out, err)              -> {node}: those that work, and on which nothing runs that is not the scheduler's; raises QueryFailed
+
     LATE                                     seconds by which its account of an ended job may be late, after its queue has forgotten it
 
 resources: {"cores": number, "memory": bytes, "walltime": seconds, "queue": word, "account": word}, None or missing where

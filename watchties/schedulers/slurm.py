@@ -1,6 +1,6 @@
 """Slurm 19.05 or newer, with or without accounting.
 
-Knows: sbatch(1), squeue(1), sacct(1), scancel(1), what they answer, and what slurmstepd writes beside a job's own output.
+Knows: sbatch(1), squeue(1), sacct(1), sinfo(1), scancel(1), what they answer, and what slurmstepd writes beside a job's own output.
 Must not know: how a command reaches the host.
 
 | step | command | answer |
@@ -8,12 +8,14 @@ Must not know: how a command reaches the host.
 | submit | sbatch --parsable --job-name=NAME --wrap=WRAPPER | ID or ID;CLUSTER on a line of its own |
 | find | squeue --name=..., then sacct --name=... | ID|STATE|NAME|REASON |
 | query | squeue --jobs=..., then sacct --jobs=... for those that squeue has forgotten (MinJobAge) | the same |
+| nodes | sinfo --nodes=... | NODE|STATE |
 | cancel | scancel --name=NAME | by name: an id may be another job's by now |
 
 Jobs of another cluster (`sbatch -M`): put `export SLURM_CLUSTERS=NAME` into the host's `setup`, so that all four commands agree.
 """
 
 import re
+import shlex
 
 from watchties.schedulers import (ASK, TELL, Entry, NotNow, QueryFailed, Refused, Submitted, Unknown, failure_text, options_text,
                                   parse_parts, parts)  # fmt: skip
@@ -42,6 +44,7 @@ UNKNOWN_ID = "Invalid job id specified"  # squeue, asked for a single one: exit 
 QUEUE = f"capped {ASK} squeue --noheader --states=all --format='%i|%T|%j|%r'"
 HISTORY = f"capped {ASK} sacct --allocations --noheader --parsable2 --format=JobIDRaw,State,JobName,ExitCode"
 MISSING = """wt_gone=; for wt_id in {ids}; do case $wt_said in *"wt:$wt_id|"*) ;; *) wt_gone=$wt_gone,$wt_id ;; esac; done"""
+UP = ("idle", "mixed", "allocated", "completing", "draining", "drained", "reserved")
 LATE = 0  # squeue tells of a job until MinJobAge has passed (slurm.conf: 300 s)
 
 
@@ -132,6 +135,19 @@ def _rows(command, code, out, err):
 
 def _words(state, more):
     return state if more in ("None", "0:0", "") else f"{state} ({more})"
+
+
+def nodes_command(nodes):
+    """Return the text that asks how nodes are. One that Slurm had given up ends, when it is back, what Slurm does not know of."""
+    return f"capped {ASK} sinfo --noheader --Node --format='%N|%T' --nodes={shlex.quote(','.join(nodes))}"
+
+
+def parse_nodes(code, out, err):
+    """Return the nodes at work: a star behind the state is one that does not answer (sinfo(1), NODE STATE CODES)."""
+    if code:
+        raise QueryFailed(f"sinfo ended with {code}: {failure_text(out, err)}")
+    rows = [line.strip().split("|") for line in out.split("\n") if line.count("|") == 1]
+    return {node for node, state in rows if state in UP}
 
 
 def cancel_command(id, name):
