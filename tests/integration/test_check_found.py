@@ -13,7 +13,7 @@ from check_kit import Hosts
 from helpers import free_port, wait_for
 from sshd_kit import Sshd
 
-from watchties import checks
+from watchties import checks, hostanswers
 from watchties.cli.common import Places
 from watchties.config import load
 
@@ -39,6 +39,15 @@ def mounted(where, *words):
         yield
     finally:
         subprocess.run(["umount", "-l", where], check=True)
+
+
+# ---- who works in the data ----
+
+
+def test_root_in_a_directory_of_another_user_s_is_told_to_become_that_user():
+    (found,) = hostanswers.owner("host vision", None, "www-data", "user_data")
+    assert not found.ok and "works as root in user_data, which belongs to www-data" in found.text
+    assert found.remedy == 'set become = "www-data" in [host]' and not list(hostanswers.owner("host vision", None, "root", "user_data"))
 
 
 # ---- keys ----
