@@ -254,6 +254,8 @@ def _workroom(route, wanted):
         return
     rooms = os.path.join(route.mirror, WORKROOM)
     room = os.path.join(rooms, slot() or f"{BY_HAND}{os.getpid()}")
+    if os.path.islink(rooms):
+        raise NotNow(f"the mirror {route.mirror}: {rooms} is a symbolic link: remove it")
     _sweep(rooms)
     shutil.rmtree(room, ignore_errors=True)
     try:
