@@ -1,7 +1,10 @@
 """Thousands of hostile jobs beside good ones, with the real daemon: each harms itself only, nothing escapes, the daemon lives."""
 
+import email
+import email.policy
 import os
 import random
+import re
 import sqlite3
 
 import pytest
@@ -28,8 +31,14 @@ def scene(tmp_path, long, seed):
         assert site.process.poll() is None, site.said()
         for job in GOOD:
             assert site.marker(job)[0] == "DONE" and site.runs(job) == 1, (job, site.marker(job), site.said())
-        assert not clean_words(site)
+        assert not clean_words(site) and not raw_html(site)
         assert not outside.escapes(site.web, site.mirror, site.compute, site.mail)
+
+
+def raw_html(site):
+    """Return the mails in which a name has become markup."""
+    parts = [email.message_from_string(text, policy=email.policy.default).get_body(("html",)) for text in site.letters()]
+    return [text for part in parts if part and re.search("<script>|\"><b>", text := part.get_content())]
 
 
 def lay(site, job, command=RUN, texts=()):

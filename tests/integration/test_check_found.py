@@ -50,6 +50,12 @@ def test_root_in_a_directory_of_another_user_s_is_told_to_become_that_user():
     assert found.remedy == 'set become = "www-data" in [host]' and not list(hostanswers.owner("host vision", None, "root", "user_data"))
 
 
+def test_an_rsync_here_that_takes_what_nobody_asked_for_is_worth_a_word():
+    said = "rsync  version {}  protocol version 31\n"
+    assert [next(checks.here_rsync(said.format(v))).ok for v in ("3.0.9", "3.1.3", "3.2.4", "3.2.5", "3.5.0")] == [False, None, None, True, True]
+    assert "3.2.5 or newer" in next(checks.here_rsync(said.format("3.2.4"))).line()
+
+
 # ---- keys ----
 
 
