@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from watchties import hookfiles, letterforms
 from watchties.errors import ConfigError
 
+RSYNC_CAREFUL = (3, 2, 5)  # the receiver refuses what it has not asked for, or has excluded: NEWS of that version
 RSYNC_NEEDED = (3, 1, 3)  # --modify-window=-1 compares nanoseconds from there on
 WATCHES = "/proc/sys/fs/inotify/max_user_watches", "/proc/sys/user/max_inotify_watches"  # the machine's, and those of our namespace
 SPARE = 1.5  # what is asked of max_user_watches, times the directories there are
@@ -77,7 +78,7 @@ def hooks(config, places):
 
 def this_machine(config, places):
     """Yield what is so here: rsync, the daemon, room, watches."""
-    yield rsync("this machine", _said("rsync", "--version"))
+    yield from here_rsync(_said("rsync", "--version"))
     pid = places.daemon()
     yield Finding("daemon", True, f"at work, pid {pid}") if pid else Finding("daemon", None, "not at work", "start it: watchties run")
     for name, tree in config.tree.items():
@@ -102,6 +103,16 @@ def rsync(where, said):
     if version < RSYNC_NEEDED:
         return Finding(where, False, f"{told} is too old", f"install {wanted} or newer")
     return Finding(where, True, told)
+
+
+def here_rsync(said):
+    """Yield whether this machine's rsync is new enough; and, if it is, whether it holds another host's half to what was asked for."""
+    found = rsync("this machine", said)
+    version = numbers(re.search(r"^rsync +version v?([\d.]+)", said))
+    if found.ok and version < RSYNC_CAREFUL:
+        text = f"{found.text} takes from a host also files that nobody asked for (CVE-2022-29154)"
+        found = Finding(found.where, None, text, f"install {'.'.join(map(str, RSYNC_CAREFUL))} or newer, or a patched one")
+    yield found
 
 
 def numbers(match):

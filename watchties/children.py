@@ -10,6 +10,7 @@ import contextlib
 from watchties.errors import Unreachable
 
 TAIL = 4096  # bytes of its last words
+MOST = 64 << 20  # bytes that a program may say: the names of a million jobs, and no flood that fills this machine's memory
 ITS_END = 1.0  # seconds for the last words of a program that has ended: a child of it may hold the stream for longer
 
 
@@ -26,6 +27,28 @@ async def end(process):
     if process.returncode is None:
         process.kill()
         await asyncio.wait([asyncio.ensure_future(process.wait())], timeout=ITS_END)
+
+
+async def answer(process, stdin):
+    """Return all that a program writes to standard output and to standard error; raise Unreachable if it never stops."""
+    process.stdin.write(stdin)
+    process.stdin.close()
+    try:
+        async with asyncio.TaskGroup() as group:
+            streams = [group.create_task(_all_of(stream)) for stream in (process.stdout, process.stderr)]
+    except* Unreachable as flood:
+        process._transport.close()  # asyncio has no other way to let go of streams that nobody reads to their end
+        raise flood.exceptions[0] from None
+    return tuple(stream.result() for stream in streams)
+
+
+async def _all_of(stream):
+    said = bytearray()
+    while part := await stream.read(1 << 16):
+        said += part
+        if len(said) > MOST:
+            raise Unreachable(f"it said more than {MOST >> 20} MB")
+    return bytes(said)
 
 
 class Words:

@@ -10,8 +10,11 @@ for a thousand fsyncs. Python 3.11 has no os.syncfs, hence ctypes.
 
 import contextlib
 import ctypes
+import errno
 import os
+import stat
 
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 FEW = 12  # up to so many paths are synced one by one; above, the whole file system once
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -89,8 +92,14 @@ def carry_out(plans):
 
 
 def write_new(path, data):
-    """Write bytes to a file made anew (or emptied), and return its mtime in nanoseconds."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    """Write bytes to a file made anew (or emptied), and return its mtime in nanoseconds. A link or a pipe there gives way to it."""
+    try:
+        fd = os.open(path, NEW_FILE, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        os.unlink(path)
+        fd = os.open(path, NEW_FILE, 0o666)
     try:
         view = memoryview(data)
         while view:
@@ -98,6 +107,14 @@ def write_new(path, data):
         return os.fstat(fd).st_mtime_ns
     finally:
         os.close(fd)
+
+
+def read_plain(path):
+    """Return the bytes of a file of ours; raise OSError also where a link, or anything else that is no file, stands in its place."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", path)
+        return file.read()
 
 
 def replace(path, data, before=()):

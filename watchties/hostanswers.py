@@ -8,6 +8,7 @@ import re
 
 from watchties import deploy
 from watchties.checks import FEW_FILES, SPARE, Finding, numbers, raise_watches, rsync
+from watchties.model import printable
 from watchties.mounts import backend_for
 
 PYTHON_NEEDED = (3, 6)
@@ -68,6 +69,13 @@ def files(where, host, text, directory):
         yield Finding(where, False, f"{directory}: its inode table is full, room for {text} more files", "remove small files there (df -i)")
 
 
+def owner(where, host, name, directory):
+    """Yield what it means that root works in a data directory of another user's, who can lay links there for root to follow."""
+    if name not in ("root", "UNKNOWN", ""):
+        text = f"watchties works as root in {directory}, which belongs to {printable(name)}: who lays links there leads root out of it"
+        yield Finding(where, False, text, f'set become = "{printable(name)}" in [host]')
+
+
 def kind(where, host, text, directory):
     """Yield what a network file system means for a data directory."""
     if text and backend_for(text) == "polling" and host.role == "web" and host.trigger == "relay":
@@ -77,7 +85,7 @@ def kind(where, host, text, directory):
         yield Finding(where, None, f"{directory} lies on a network file system ({text}); what appears there is asked for, not heard of")
 
 
-DIRECTORY = {"closed": closed, "free": free, "files": files, "kind": kind}
+DIRECTORY = {"owner": owner, "closed": closed, "free": free, "files": files, "kind": kind}
 
 
 def number(text):

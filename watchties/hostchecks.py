@@ -22,6 +22,7 @@ from watchties.model import depth
 
 TIMEOUT = 30.0  # seconds for one call; ssh itself gives up a connection after ssh.CONNECT
 MARK = ".watchties.check."
+MOST_NOISE = 1 << 20  # bytes before it is no greeting any more
 
 # Asked for the time only when it has been heard: so what a new connection takes is no part of what is measured.
 GREET = "echo {nonce}; read -r go; date +%s.%N"
@@ -39,6 +40,7 @@ for n in watches instances; do echo "$n$t$(least "$n")"; done
 directories=0
 while [ "$1" != -- ]; do
     if [ ! -d "$2" ]; then echo "missing$t$2"; shift 2; continue; fi
+    [ "$(id -u)" != 0 ] || echo "owner$t$(stat -c %U -- "$2")$t$2"
     echo "free$t$(left -Pk "$2")$t$2"
     echo "files$t$(left -Pi "$2")$t$2"
     echo "kind$t$(df -PT -- "$2" 2>/dev/null | sed -n '2s/^[^ ]*  *\([^ ]*\) .*/\1/p')$t$2"
@@ -152,11 +154,18 @@ async def greet(far):
 async def _heard(stream, nonce):
     """Return what came before the line that ends with the nonce, None if it does not come."""
     noise = b""
-    while line := await stream.readline():
+    while len(noise) < MOST_NOISE and (line := await _line(stream)):
         if line.rstrip(b"\n").endswith(nonce):
             return noise + line.rstrip(b"\n").removesuffix(nonce)
         noise += line
     return None
+
+
+async def _line(stream):
+    try:
+        return await stream.readline()
+    except ValueError:  # longer than the stream's limit: that is no login's greeting
+        return b""
 
 
 def measured(noise, out, before, after):

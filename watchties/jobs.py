@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from watchties import markers, record
 from watchties.errors import Unsafe
-from watchties.model import PENDING, SUBMITTED, JobId, user_of
+from watchties.model import PENDING, RECORD_DIR, SUBMITTED, JobId, user_of
 from watchties.seen import Seen, WebHint
 
 
@@ -110,9 +110,9 @@ class Jobs:
 
 
 def refuse_links(root, job):
-    """Raise Unsafe if a job's directory, or one above it in the tree, is a symbolic link: it would leave the tree."""
+    """Raise Unsafe if a job's directory, one above it in the tree, or that of its record is a symbolic link: it would leave the tree."""
     path = root
-    for part in job.split("/"):
+    for part in (*job.split("/"), RECORD_DIR):
         path = os.path.join(path, part)
         if os.path.islink(path):
-            raise Unsafe(f"{path} is a symbolic link; a job must be a real directory")
+            raise Unsafe(f"{path} is a symbolic link; a job, and its record, must be a real directory: remove the link")

@@ -15,6 +15,7 @@ from watchties.model import DONE, FAILED, number, printable
 COMMAND, CPU_SERVER = "command", "CPU_SERVER"
 OUTPUT, ERRORS = "remote_ties_run.res", "remote_ties_run.err"
 HEAD = 4096  # bytes that are read of a file for one word or line
+HARMLESS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # nothing is followed, no pipe waited for
 
 
 def inputs(job_dir, entries, tree):
@@ -61,7 +62,7 @@ def first_word(job_dir, entries):
 def head(path):
     """Return the beginning of a file as text; a link is not followed."""
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        with os.fdopen(os.open(path, HARMLESS), "rb") as file:
             return file.read(HEAD).decode("utf-8", "replace")
     except OSError:
         return ""
@@ -121,7 +122,7 @@ def matching(made, pattern):
 def tail(path):
     """Return the end of a file as text; a link is not followed."""
     try:
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+        with os.fdopen(os.open(path, HARMLESS), "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - HEAD))
             return file.read(HEAD).decode("utf-8", "replace")
     except OSError:

@@ -132,13 +132,14 @@ def place(job, kind):
 
 
 def read(path):
-    """Return path -> Entry of a list, or None if it is not there."""
+    """Return path -> Entry of a list, or None if it is not there; raise Unsafe for one that is damaged."""
     try:
-        with open(path, "rb") as file:
-            rows = [json.loads(line) for line in file]
+        rows = [json.loads(line) for line in durable.read_plain(path).splitlines()]
+        return {row["p"]: Entry(row.get("s", 0), row.get("m", 0), row.get("t", "")) for row in rows}
     except FileNotFoundError:
         return None
-    return {row["p"]: Entry(row.get("s", 0), row.get("m", 0), row.get("t", "")) for row in rows}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Unsafe(f"{printable(path)} is damaged ({error}); look at it, and move it away") from None
 
 
 def write(kind, lists):

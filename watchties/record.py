@@ -280,8 +280,7 @@ def load(job_dir):
     """
     path = os.path.join(directory(job_dir), FILE)
     try:
-        with open(path, "rb") as file:
-            return loads(file.read())
+        return loads(durable.read_plain(path))
     except (FileNotFoundError, NotADirectoryError):
         return Record()
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -257,7 +257,9 @@ async def call(far, command, stdin=b"", timeout=CALL_TIMEOUT):
     process = await children.start(ssh.argv(far, ssh.frame(nonce, far.root, command)), stdin=pipe, stdout=pipe, stderr=pipe)
     try:
         async with asyncio.timeout(timeout):
-            out, err = await process.communicate(stdin)
+            out, err = await children.answer(process, stdin)
+    except Unreachable as error:
+        raise Unreachable(f"host {far.name} did not answer: {error}; look at what its login and scripts/agent.sh print") from None
     except TimeoutError:
         raise Unreachable(f"host {far.name} did not answer within {timeout:g} s") from None
     finally:

@@ -126,7 +126,7 @@ def begin_to_send(run, names):
     cut = [job for job in jobs if os.path.exists(_note(job)) or _made_at(manifest.place(job, "made")) < up + CLOCK_STEPS]
     for job in jobs:
         try:
-            os.close(os.open(_note(job), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            os.close(os.open(_note(job), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
         except OSError as error:
             run.retry(job, f"{os.path.dirname(_note(job))}: {error.strerror}")
     return cut

@@ -25,6 +25,7 @@ from watchties.errors import CommandFailed, WatchtiesError
 
 FIRST_LOOK, LOOK = 2.0, 1.0  # seconds until a command's last words are looked at, if somebody wants to know, and between two looks
 TAIL = 1000  # bytes of them
+MOST = 512 << 20  # bytes that a command may say: all of it is held in memory, and a host may say anything without end
 STALE = 30  # seconds for which a command may hold a channel and wait for its input
 PIPE = 65536  # bytes that a pipe takes though nobody reads (pipe(7)): so giving it all never blocks
 FEW, ROOM = 50, 100_000  # items in one command line, and bytes of them: one word takes 128 kB (execve(2)), ssh's is a single one
@@ -159,12 +160,14 @@ def _child(argv, given, cwd, env):
 
 def _ended(argv, process, out, err, timeout, look):
     """Wait for the end of a command and return its Result; it is killed when its time is over."""
-    warden = _Warden(process, timeout, look and (lambda: look(_last(out))))
+    warden = _Warden(process, timeout, look and (lambda: look(_last(out))), lambda: _size(out) + _size(err))
     warden.start()
     try:
         code = _wait(process)
     finally:
         warden.dismiss()
+    if warden.flooded:
+        raise CommandFailed(argv, code, "", "", f"it said more than {MOST >> 20} MB, stopped", transient=True)
     result = Result(code, _text(out), _text(err))
     if warden.late:
         raise CommandFailed(argv, result.code, result.out, result.err, f"not done after {timeout:g} s, stopped", transient=True)
@@ -216,25 +219,27 @@ def _wait(process):
 
 
 class _Warden(threading.Thread):
-    """Stands beside a command, and kills it when its time is over; until then calls look() every second, if there is one."""
+    """Stands beside a command, and kills it when its time is over, or when it has said too much; until then calls look() every
+    second, if there is one. size(): bytes that it has said."""
 
-    def __init__(self, process, timeout, look):
+    def __init__(self, process, timeout, look, size):
         super().__init__()
-        self.process, self.end, self.look = process, time.monotonic() + timeout, look
-        self.late, self._dismissed = False, threading.Event()
+        self.process, self.end, self.look, self.size = process, time.monotonic() + timeout, look, size
+        self.late, self.flooded, self._dismissed = False, False, threading.Event()
 
     def run(self):
-        pause = FIRST_LOOK if self.look else threading.TIMEOUT_MAX
-        while (left := self.end - time.monotonic()) > 0:
+        pause = FIRST_LOOK
+        while (left := self.end - time.monotonic()) > 0 and not self.flooded:
             if self._dismissed.wait(min(left, pause)):
                 return
-            pause = LOOK
+            pause, self.flooded = LOOK, self.size() > MOST
             try:
-                self.look()
+                if self.look:
+                    self.look()
             except Exception:  # whatever it is, the command keeps its time limit
                 traceback.print_exc()
-                self.look, pause = None, threading.TIMEOUT_MAX
-        self.late = True
+                self.look = None
+        self.late = not self.flooded
         _kill(self.process, self.process.kill)
 
     def dismiss(self):
@@ -264,6 +269,10 @@ def _memory(content=None):
 def _last(file):
     """Return the last bytes of a file that another process writes to. It shares our place in it, which must stay."""
     return os.pread(file.fileno(), TAIL, max(0, os.fstat(file.fileno()).st_size - TAIL))
+
+
+def _size(file):
+    return os.fstat(file.fileno()).st_size
 
 
 def _text(file):

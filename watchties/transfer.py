@@ -23,6 +23,7 @@ OPTIONS = (
     "-lt",  # no -D: devices and sockets stay; no -o -g: files belong to whom the login is
     "-s",  # names never meet a shell on the far side
     "-O",  # directories' times mean nothing here
+    "-S",  # a sparse file stays sparse: 5 GB of nothing would fill every disk on the way
     "--modify-window=-1",  # else a change within the same second, of the same size, is missed
     "--no-implied-dirs",  # else a USER directory there gets our mode, or is replaced if it is a link
     "--from0", "--files-from=-",  # any name; and each with ./ in front: a local rsync takes #x and ;x for comments even so
@@ -224,12 +225,14 @@ def modes(route, inward):
 
 
 def never_travel(pattern):
-    """Return the exclude patterns for markers and hidden names of ours, only directly in a job's directory.
+    """Return the exclude patterns for markers and hidden names of ours, only directly in a job's directory; and, at any depth, for
+    rsync's own directory of unfinished files: by itself it excludes only directories of that name, and through a link of that name,
+    made by a job, it would read and remove files of the next place outside the tree.
 
     A bare DONE would drop the result plots/DONE too; `/DONE` would match nothing in a batch.
     """
     jobs = "/*" * depth(pattern)
-    return [f"{jobs}/{name}" for name in (RECORD_DIR + "*", *MARKERS)]
+    return [manifest.PARTIAL, *(f"{jobs}/{name}" for name in (RECORD_DIR + "*", *MARKERS))]
 
 
 @contextlib.contextmanager
@@ -253,6 +256,8 @@ def _workroom(route, wanted):
         return
     rooms = os.path.join(route.mirror, WORKROOM)
     room = os.path.join(rooms, slot() or f"{BY_HAND}{os.getpid()}")
+    if os.path.islink(rooms):
+        raise NotNow(f"the mirror {route.mirror}: {rooms} is a symbolic link: remove it")
     _sweep(rooms)
     shutil.rmtree(room, ignore_errors=True)
     try:

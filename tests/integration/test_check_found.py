@@ -13,7 +13,7 @@ from check_kit import Hosts
 from helpers import free_port, wait_for
 from sshd_kit import Sshd
 
-from watchties import checks
+from watchties import checks, hostanswers
 from watchties.cli.common import Places
 from watchties.config import load
 
@@ -39,6 +39,21 @@ def mounted(where, *words):
         yield
     finally:
         subprocess.run(["umount", "-l", where], check=True)
+
+
+# ---- who works in the data ----
+
+
+def test_root_in_a_directory_of_another_user_s_is_told_to_become_that_user():
+    (found,) = hostanswers.owner("host vision", None, "www-data", "user_data")
+    assert not found.ok and "works as root in user_data, which belongs to www-data" in found.text
+    assert found.remedy == 'set become = "www-data" in [host]' and not list(hostanswers.owner("host vision", None, "root", "user_data"))
+
+
+def test_an_rsync_here_that_takes_what_nobody_asked_for_is_worth_a_word():
+    said = "rsync  version {}  protocol version 31\n"
+    assert [next(checks.here_rsync(said.format(v))).ok for v in ("3.0.9", "3.1.3", "3.2.4", "3.2.5", "3.5.0")] == [False, None, None, True, True]
+    assert "3.2.5 or newer" in next(checks.here_rsync(said.format("3.2.4"))).line()
 
 
 # ---- keys ----

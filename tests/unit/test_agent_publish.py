@@ -269,3 +269,14 @@ def test_a_locked_tree_is_tried_later(agent, tmp_path):
     make_job(agent.data, "u/e")
     agent.publish(marker("u/e"), code=75)
     assert states(agent.data / "u/e") == set()
+
+
+@every_shell
+def test_a_lock_that_is_no_plain_file_is_told_and_neither_followed_nor_waited_for(agent, tmp_path):
+    lock = agent.data / ".watchties.lock"
+    for lay in (lambda: lock.symlink_to(tmp_path / "made"), lambda: os.mkfifo(lock), lock.mkdir):
+        lay()
+        agent.run("publish", lines=[("u/e", "DONE", 1, "t", "")], code=73)
+        assert "is no plain file: remove it" in agent.err and len(agent.err.splitlines()) == 1
+        lock.rmdir() if lock.is_dir() and not lock.is_symlink() else lock.unlink()
+    assert not (tmp_path / "made").exists()

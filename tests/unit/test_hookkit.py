@@ -191,6 +191,13 @@ def test_a_time_limit_stops_the_command(tmp_path):
     wait_for(lambda: not runs(int((tmp_path / "pid").read_text())), 5)
 
 
+def test_a_command_that_never_stops_talking_is_stopped_before_it_fills_the_memory(monkeypatch):
+    monkeypatch.setattr(shell, "MOST", 1 << 20)
+    with pytest.raises(CommandFailed, match="^sh ended with 137 .it said more than 1 MB, stopped.$") as caught:
+        shell.run(["sh", "-c", "while :; do head -c 100000 /dev/zero; sleep 0.1; done"], timeout=60)
+    assert caught.value.transient
+
+
 def test_a_command_that_is_missing_is_one_clear_line():
     with pytest.raises(WatchtiesError, match="^no-such-thing is not on this machine: install the package no-such-thing"):
         shell.run(["no-such-thing"], timeout=5)

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from watchties import relays
+from watchties import children, relays
 from watchties.errors import Unreachable
 from watchties.relays import Link, Listener
 from watchties.ssh import Far
@@ -101,3 +101,11 @@ def test_a_host_is_probed_soon_also_after_the_clock_was_set_back(tmp_path, monke
     monkeypatch.setattr(link, "_pause", pause)
     asyncio.run(link._answers())
     assert waited[0] <= 300.0
+
+
+def test_a_host_that_never_stops_talking_does_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(children, "MOST", 1 << 20)
+    for flood in "cat /dev/zero", "cat /dev/zero >&2":
+        with pytest.raises(Unreachable, match="^host vision did not answer: it said more than 1 MB; look at what its login"):
+            asyncio.run(relays.call(Far("vision", root=str(tmp_path)), flood))
+    assert asyncio.run(relays.call(Far("vision", root=str(tmp_path)), "cat; exit 3", b"x" * 900_000)) == ("x" * 900_000, 3)

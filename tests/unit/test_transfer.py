@@ -181,6 +181,27 @@ def test_the_excludes_follow_the_pattern():
     assert "/*/*/*/DONE" in transfer.never_travel("*/*/*") and "/*/.watchties*" in transfer.never_travel("exp_*")
 
 
+def test_no_link_in_place_of_the_directory_of_unfinished_files_travels(site, route, tmp_path):
+    secret = put(tmp_path / "secret/id", "a key")
+    job, source = job_of(site, "ann/e1"), site.web / "ann/e1"
+    (source / "plots").mkdir(parents=True)
+    (source / "plots/.watchties.partial").symlink_to(secret.parent)
+    batches.carry(route, {job: [job.job]}, inward=True)
+    assert not os.path.lexists(site.mirror / "ann/e1/plots/.watchties.partial")
+    put(source / "plots/id", "what the job calls so")  # through the link, rsync would take the key for its beginning, and remove it
+    batches.carry(route, {job: [job.job]}, inward=True)
+    assert secret.read_text() == "a key" and (site.mirror / "ann/e1/plots/id").read_text() == "what the job calls so"
+
+
+def test_a_sparse_file_stays_sparse(site, route):
+    job = job_of(site, "ann/e1")
+    with put(site.web / "ann/e1/sparse", "begin").open("ab") as file:
+        file.truncate(200 << 20)
+    batches.carry(route, {job: [job.job]}, inward=True)
+    found = (site.mirror / "ann/e1/sparse").stat()
+    assert found.st_size == 200 << 20 and found.st_blocks * 512 < 1 << 20
+
+
 def test_devices_sockets_pipes_and_set_uid_are_not_carried(site, route):
     job, source = job_of(site, "ann/e1"), site.web / "ann/e1"
     put(source / "tool", "#!/bin/sh\n").chmod(0o6755)

@@ -145,6 +145,7 @@ must_be_durable() {
 # far_lock: publications (and claims) in DATA wait for one another. The lock is held by this process and by what it starts:
 # an orphan of an earlier run cannot undo a later one.
 far_lock() {
+    is_plain_or_none "$data/.watchties.lock" || broken 73 "$data/.watchties.lock is no plain file: remove it"
     (: >>"$data/.watchties.lock") 2>/dev/null || broken 73 "cannot write $data/.watchties.lock"
     exec 9>>"$data/.watchties.lock"
     locked=1
@@ -155,6 +156,11 @@ far_lock() {
     esac
     [ $? -eq 1 ] || broken 71 "flock does not work on $data"
     broken 75 "$data is locked by another one for more than 60 seconds"
+}
+
+# is_plain_or_none FILE: to be written to: a pipe would never take it, a link leads elsewhere
+is_plain_or_none() {
+    [ ! -L "$1" ] && { [ -f "$1" ] || [ ! -e "$1" ]; }
 }
 
 wait_for_lock() {
