@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from watchties import durable
+from watchties import durable, wellformed
 from watchties.errors import Unsafe
 from watchties.model import CANCEL, DONE, FAILED, FINAL, MIRROR, PENDING, RECORD_DIR, Request, SUBMITTED, number
 
@@ -254,20 +254,7 @@ def loads(data):
     if values.get("old"):
         values["old"] = Attempt(**{k: values["old"][k] for k in ("attempt", "token", "host")})
     extra = {k: v for k, v in plain.items() if k not in known and k != "version"}
-    return checked(Record(**values, extra=extra))
-
-
-def checked(record):
-    """Return a record whose values are of their kind; raise ValueError if they are not."""
-    empty = Record()
-    for name in (f.name for f in fields(Record) if f.name != "old"):
-        if type(getattr(record, name)) is not type(getattr(empty, name)):
-            raise ValueError(f"{name} is {getattr(record, name)!r}")
-    for text in (*record.accepted, *record.served):
-        Request.parse(text)
-    if record.phase not in ("", PENDING, SUBMITTED, *FINAL) or bool(record.attempt) != bool(record.token):
-        raise ValueError(f"phase {record.phase!r}, attempt {record.attempt}, token {record.token!r}")
-    return record
+    return wellformed.checked(Record(**values, extra=extra), Record())
 
 
 def load(job_dir):
@@ -282,8 +269,8 @@ def load(job_dir):
             return loads(file.read())
     except (FileNotFoundError, NotADirectoryError):
         return Record()
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Unsafe(f"{path} is damaged ({error}); look at it, and move it away to begin this job anew") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Unsafe(f"{path} is damaged ({wellformed.why(error)}); look at it, and move it away to begin this job anew") from None
 
 
 def save(job_dir, record, before=()):
