@@ -234,6 +234,8 @@ class Engine:
     def _plan(self, job, step):
         if step.what == "close":
             return self._close(job) if job.opened else steps.nothing(None)
+        if step.what == "remake":
+            log.warning("%s: %s; it was %s", job.id, step.reason, job.record.phase or "not yet here")
         return steps.perform(job, step, steps.new_token)
 
     def _close(self, job):

@@ -25,7 +25,16 @@ class Intake:
                 job = self.take(JobId(told["tree"], told["job"]))
                 if job:
                     held[job.id], new[job.id] = job, self._outcome(job, new.get(job.id, job.record), rule, told, one)
-        return {i: steps.save(held[i], rec) if rec != held[i].record else steps.nothing(rec) for i, rec in new.items()}
+        return {i: self._plan(held[i], rec) for i, rec in new.items()}
+
+    @staticmethod
+    def _plan(job, rec):
+        if rec == job.record:
+            return steps.nothing(rec)
+        try:
+            return steps.save_removed(job, rec) if job.is_removed() else steps.save(job, rec)
+        except OSError:  # the tree is away
+            return steps.save(job, rec)
 
     def _outcome(self, job, rec, rule, told, ended):
         """Return the record after what a run said of one job, and hear what it saw by the way."""

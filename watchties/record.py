@@ -19,6 +19,7 @@ FILE = "record.json"
 VERSION = 1
 GAVE_UP = "gave up"  # tried again, now and then
 REFUSED = "refused"  # for good: by its hook, with the field `final`
+REMOVED = "its directory in the mirror was removed"
 LOST, RESUBMITTED = "lost", "resubmitted"  # fields: why an attempt is to be tried again; how many were
 NOT_A_SITES = {LOST, RESUBMITTED, "since", "cpu_server", "id", "exit"}  # fields that decide what is done: no hook of a site sets them
 
@@ -118,6 +119,23 @@ def fail(record, cause, reason, **more):
     """Return the record with its attempt FAILED, and why."""
     told = {**record.fields, **more, "cause": cause, "reason": reason}
     return replace(record, phase=FAILED, tries={}, fields=told)
+
+
+def removed(record):
+    """Return the record of a job that somebody has removed from the mirror, and with it all that lay there.
+
+    What no host has seen is pulled again. What a host may hold must be proven ended [cancel_waits]; an attempt whose results
+    have not come to the web host is FAILED. Of one that had ended altogether nothing is left: an empty record.
+    """
+    waits, why, old = record.phase == PENDING and not record.contacted, "", record.old
+    if record.phase in (PENDING, SUBMITTED) and record.contacted:
+        why, old = f"while it was {record.phase} on {record.host}", Attempt(record.attempt, record.token, record.host)
+    elif record.phase == DONE and record.ended_as("push") in ("", GAVE_UP):
+        why = f"before its results were on the web host; they are still on {record.host}"
+    kept = replace(record, pulling=record.pulling or (REMOVED if waits else ""), old=old)
+    if why:
+        return fail(replace(kept, ended={}), "infrastructure", f"{REMOVED} {why}")
+    return kept if kept.pulling or old or record.ended_as("push") in ("", GAVE_UP) else Record()
 
 
 def contact(record, host):
