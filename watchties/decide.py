@@ -10,7 +10,7 @@ two decisions but what stands in the record and in the markers, so a restart is 
 
 from watchties.fire import due_rules, others, start
 from watchties.model import CANCEL, COMPUTE, FINAL, MIRROR, PENDING, REQUESTS, SUBMITTED, WEB, Request
-from watchties.record import GAVE_UP, LOST
+from watchties.record import GAVE_UP, LOST, REMOVED
 from watchties.seen import Decision, Start, Step, Wait, accepted_everything, open_cancel, stands, standing_request
 
 POLL_OLDER = 10  # a job is asked after every `poll`, or every tenth of its age if that is longer
@@ -20,6 +20,8 @@ POLL_SELDOM = 900  # but at least so often, in seconds
 
 def decide(seen, world):
     """Return the Decision for one job."""
+    if seen.removed and seen.busy:
+        return Decision(waits=(Wait("daemon", f"{REMOVED}; a run is at work for it still, at {', '.join(sorted(seen.busy))}"),))
     step = next_step(seen, world)
     if step:
         return Decision(step)
@@ -37,6 +39,8 @@ def decide(seen, world):
 def next_step(seen, world):
     """Return the Step that comes before all else, or None."""
     record, mirror = seen.record, seen.mirror
+    if seen.removed:
+        return Step("remake", REMOVED)
     if restore_hidden() and mirror.taken:
         name = next(iter(mirror.taken))
         return Step("restore", f"{name} was left under its hidden name", marker=name)

@@ -10,19 +10,24 @@ wait for one syncfs. Records change in passes only, one pass at a time.
 import asyncio
 import contextlib
 import itertools
+import logging
 import time
 
-from watchties import decide, durable, outcomes, steps
+from watchties import decide, durable, steps
 from watchties.dispatch import Dispatch
 from watchties.errors import WatchtiesError
+from watchties.intake import Intake
 from watchties.jobs import Jobs
 from watchties.lanes import Alarms
-from watchties.model import PENDING, SUBMITTED, JobId, one_line
+from watchties.model import PENDING, SUBMITTED, one_line
 from watchties.seen import Step, World
 
 AT_ONCE = 1000  # jobs that one pass looks at, so that no pass takes long
 GATHER = 0.1  # seconds that the journal may lag behind
 DISK_AGAIN = 5.0  # seconds before a job whose plan met an error of the disk is looked at again
+
+
+log = logging.getLogger("watchties")
 
 
 class Engine:
@@ -34,6 +39,7 @@ class Engine:
         self.jobs = Jobs({name: tree.root for name, tree in config.tree.items()})
         self.polls = {name: host.poll for name, host in config.host.items()}
         self.dispatch = Dispatch(config, self.jobs, runner, dirs, hooks, tell, self._again)
+        self._intake = Intake(config, self.dispatch, tell, self._take, clock)
         self.down, self.blocked, self.dirty, self.ended = {}, {}, {}, []
         self.kick, self._alarms = asyncio.Event(), Alarms()
         self.starting, self.halted, self._flush, self._rests = True, False, None, False
@@ -131,7 +137,7 @@ class Engine:
         if self.dispatch.broken:
             raise self.dispatch.broken
         ended, self.ended = self.ended, []
-        plans = self._plans_of_outcomes(ended)
+        plans = self._intake.plans(ended)
         batch = list(itertools.islice(self.dirty, AT_ONCE))
         for job_id in batch:
             del self.dirty[job_id]
@@ -195,34 +201,6 @@ class Engine:
         if job.id not in self.dirty:  # nothing was heard of it while its flag was taken down
             self.jobs.drop(job.id)
 
-    # ---- outcomes ----
-
-    def _plans_of_outcomes(self, ended):
-        new = {}
-        for one in ended:
-            rule = self.rules.get(one.run.rule)
-            self.dispatch.hold_back(one, self.clock())
-            for told in one.run.jobs if rule else ():
-                job = self._take(JobId(told["tree"], told["job"]))
-                if job:
-                    new[job.id] = self._outcome(job, new.get(job.id, job.record), rule, told, one)
-        return {i: steps.save(job, rec) if rec != (job := self.jobs.get(i)).record else steps.nothing(rec) for i, rec in new.items()}
-
-    def _outcome(self, job, rec, rule, told, ended):
-        """Return the record after what a run said of one job, and hear what it saw by the way."""
-        outcome, now, again = ended.outcome(job.id), self.clock(), self.trees[told["tree"]].resubmit_lost
-        taken = outcomes.take_in(rec, rule, told, outcome, now, steps.new_token(), self.config.daemon.reconcile, again)
-        if taken.notice:
-            self.tell.notice(f"{job.id}: {taken.notice}", f"run {ended.run.id}; see: watchties logs {job.id}")
-        if outcome:
-            if outcome.fields.get("host_down"):
-                self.tell.host_failed(ended.run.host, outcome.reason)
-            job.seen_by_run(**outcomes.web_hints(rule.name, outcome.fields))
-            if rule.name == "poll" and told["token"] == rec.token:
-                job.polled = self.clock()
-                job.compute = outcome.fields.get("seen") or job.compute
-        return taken.record
-
     # ---- decisions ----
 
     def _plans_of_decisions(self, batch):
@@ -238,18 +216,26 @@ class Engine:
         return plans
 
     def _decide(self, job):
-        """Return the decision for a job, or None if its directory cannot be read: then it is looked at again soon."""
+        """Return the decision for a job, or None if its directory cannot be read: then it is looked at again soon.
+
+        Nothing that a record or a marker holds may end the daemon: what is not understood costs its job alone.
+        """
         try:
             tree = job.id.tree
             blocked, held = self.blocked.get(tree, ""), self.dispatch.held
             return decide.decide(job.seen(), World(self.trees[tree], self.rules, self.clock(), self.down, blocked, self.polls, held))
         except OSError as error:
             self._disk_error(job, error)
-            return None
+        except Exception as error:
+            log.exception("%s cannot be decided", job.id)
+            self.tell.refuse(job.id, f"{job.dir}: what stands there cannot be understood ({error!r}); see: watchties explain {job.id}")
+        return None
 
     def _plan(self, job, step):
         if step.what == "close":
             return self._close(job) if job.opened else steps.nothing(None)
+        if step.what == "remake":
+            log.warning("%s: %s; it was %s", job.id, step.reason, job.record.phase or "not yet here")
         return steps.perform(job, step, steps.new_token)
 
     def _close(self, job):

@@ -4,6 +4,7 @@ Knows: a job's cached record, what was last heard of it, which places runs have 
 Must not know: what is to be done. Everything here can be dropped at any moment and read again from the disk.
 """
 
+import errno
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,7 @@ class Job:
 
     heard: what of `web` was announced since a run last began to look there. busy: place -> run. polled: when its
     scheduler was last asked. missed: its end may have been, as nobody watched its host. opened: its flag is known to stand.
+    lies_on: what lies_on() said of it when it was taken in hand.
     """
 
     id: JobId
@@ -33,6 +35,7 @@ class Job:
     missed: bool = False
     reason: str = ""
     opened: bool = False
+    lies_on: tuple = ()
 
     @property
     def user(self):
@@ -54,7 +57,25 @@ class Job:
         """Return the job as it stands now, for decide()."""
         standing = markers.look(self.dir)
         self.opened = standing.open
-        return Seen(self.id, self.record, standing, self.web, self.compute, frozenset(self.busy), self.polled)
+        busy, removed = frozenset(self.busy), self.is_removed()
+        return Seen(self.id, self.record, standing, self.web, self.compute, busy, self.polled, removed)
+
+    def is_removed(self):
+        """Return whether somebody has removed the record, or the whole directory, that stood in the mirror.
+
+        Raises OSError where not the job is gone, but its tree, or a disk that was mounted there.
+        """
+        rec = self.record
+        if not (rec.accepted or rec.pulling) or os.path.lexists(os.path.join(record.directory(self.dir), record.FILE)):
+            return False
+        if not self.lies_on or lies_on(self.root, self.dir) != self.lies_on:
+            raise OSError(errno.ENODEV, "another disk lies there than before; is it mounted?", self.dir)
+        self.opened = False
+        return True
+
+    @property
+    def root(self):
+        return self.dir[: -len(self.id.job) - 1]
 
 
 class Jobs:
@@ -80,7 +101,7 @@ class Jobs:
         if job is None:
             where = self.directory(job_id)
             refuse_links(self.roots[job_id.tree], job_id.job)
-            job = self._jobs[job_id] = Job(job_id, where, record.load(where))
+            job = self._jobs[job_id] = Job(job_id, where, record.load(where), lies_on=lies_on(self.roots[job_id.tree], where))
             self._count(job.record, 1)
         return job
 
@@ -93,7 +114,7 @@ class Jobs:
         self._count(job.record, -1)
         if new.token != job.record.token:
             job.compute, job.polled, job.missed = "", 0.0, False  # DONE of a short job is heard before its submit has ended: kept
-        job.record = new
+        job.record, job.lies_on = new, job.lies_on or lies_on(job.root, job.dir)
         self._count(new, 1)
 
     def drop(self, job_id):
@@ -107,6 +128,17 @@ class Jobs:
             self.attempts[rec.host] += step
         if rec.old:
             self.attempts[rec.old.host] += step
+
+
+def lies_on(root, job_dir):
+    """Return what tells a removed job from a tree that is not mounted: (device and inode of the root, device of the job); () if neither is there."""
+    try:
+        top, path = os.stat(root), job_dir
+        while not os.path.lexists(path):
+            path = os.path.dirname(path)
+        return top.st_dev, top.st_ino, os.lstat(path).st_dev
+    except OSError:
+        return ()
 
 
 def refuse_links(root, job):

@@ -11,7 +11,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, fields, replace
 
-from watchties import durable
+from watchties import durable, wellformed
 from watchties.errors import Unsafe
 from watchties.model import CANCEL, DONE, FAILED, FINAL, MIRROR, PENDING, RECORD_DIR, Request, SUBMITTED, number
 
@@ -19,6 +19,7 @@ FILE = "record.json"
 VERSION = 1
 GAVE_UP = "gave up"  # tried again, now and then
 REFUSED = "refused"  # for good: by its hook, with the field `final`
+REMOVED = "its directory in the mirror was removed"
 LOST, RESUBMITTED = "lost", "resubmitted"  # fields: why an attempt is to be tried again; how many were
 NOT_A_SITES = {LOST, RESUBMITTED, "since", "cpu_server", "id", "exit"}  # fields that decide what is done: no hook of a site sets them
 
@@ -118,6 +119,23 @@ def fail(record, cause, reason, **more):
     """Return the record with its attempt FAILED, and why."""
     told = {**record.fields, **more, "cause": cause, "reason": reason}
     return replace(record, phase=FAILED, tries={}, fields=told)
+
+
+def removed(record):
+    """Return the record of a job that somebody has removed from the mirror, and with it all that lay there.
+
+    What no host has seen is pulled again. What a host may hold must be proven ended [cancel_waits]; an attempt whose results
+    have not come to the web host is FAILED. Of one that had ended altogether nothing is left: an empty record.
+    """
+    waits, why, old = record.phase == PENDING and not record.contacted, "", record.old
+    if record.phase in (PENDING, SUBMITTED) and record.contacted:
+        why, old = f"while it was {record.phase} on {record.host}", Attempt(record.attempt, record.token, record.host)
+    elif record.phase == DONE and record.ended_as("push") in ("", GAVE_UP):
+        why = f"before its results were on the web host; they are still on {record.host}"
+    kept = replace(record, pulling=record.pulling or (REMOVED if waits else ""), old=old)
+    if why:
+        return fail(replace(kept, ended={}), "infrastructure", f"{REMOVED} {why}")
+    return kept if kept.pulling or old or record.ended_as("push") in ("", GAVE_UP) else Record()
 
 
 def contact(record, host):
@@ -256,20 +274,7 @@ def loads(data):
     if values.get("old"):
         values["old"] = Attempt(**{k: values["old"][k] for k in ("attempt", "token", "host")})
     extra = {k: v for k, v in plain.items() if k not in known and k != "version"}
-    return checked(Record(**values, extra=extra))
-
-
-def checked(record):
-    """Return a record whose values are of their kind; raise ValueError if they are not."""
-    empty = Record()
-    for name in (f.name for f in fields(Record) if f.name != "old"):
-        if type(getattr(record, name)) is not type(getattr(empty, name)):
-            raise ValueError(f"{name} is {getattr(record, name)!r}")
-    for text in (*record.accepted, *record.served):
-        Request.parse(text)
-    if record.phase not in ("", PENDING, SUBMITTED, *FINAL) or bool(record.attempt) != bool(record.token):
-        raise ValueError(f"phase {record.phase!r}, attempt {record.attempt}, token {record.token!r}")
-    return record
+    return wellformed.checked(Record(**values, extra=extra), Record())
 
 
 def load(job_dir):
@@ -283,8 +288,8 @@ def load(job_dir):
         return loads(durable.read_plain(path))
     except (FileNotFoundError, NotADirectoryError):
         return Record()
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Unsafe(f"{path} is damaged ({error}); look at it, and move it away to begin this job anew") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Unsafe(f"{path} is damaged ({wellformed.why(error)}); look at it, and move it away to begin this job anew") from None
 
 
 def save(job_dir, record, before=()):

@@ -23,7 +23,7 @@ class WebHint:
 @dataclass(frozen=True)
 class Seen:
     """One job as seen now. compute: "", DONE, FAILED or lost, for the current token. busy: places locked by runs.
-    polled: when the scheduler was last asked, in seconds."""
+    polled: when the scheduler was last asked, in seconds. removed: somebody has removed its record from the mirror, or all of it."""
 
     id: JobId
     record: Record
@@ -32,6 +32,7 @@ class Seen:
     compute: str = ""
     busy: frozenset = frozenset()
     polled: float = 0.0
+    removed: bool = False
 
 
 @dataclass(frozen=True)

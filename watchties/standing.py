@@ -9,6 +9,7 @@ Must not know: any scheduler's words, or how long to wait before a job that is g
     begun elsewhere    the scheduler is asked; gone only if a query that succeeded does not know it
     submitted          the same; given up only when a tombstone keeps it from beginning later
     cancelled          it never began and never will; the tombstone says whether it was lost
+    none, removed      somebody has removed the attempt's directory: the same, after a look for its processes
     anything else      nothing is known, nothing changes: an empty answer is never "finished"
 """
 
@@ -141,16 +142,20 @@ def judged(answer, number, entries, why):
         return Standing("", "running")
     if answer.word == "begun" and values.get("alive") == "no":
         return Standing("", "its processes are gone and left no exit file", gone=True, proven=True)
-    if answer.word not in ("begun", "submitted"):
+    removed = answer.word == "none" and bool(values.get("removed"))
+    if removed and values.get("alive") == "yes":
+        return Standing("", "running, though its directory there was removed")
+    if answer.word not in ("begun", "submitted") and not removed:
         return Standing("", answer.detail())
-    waits = answer.word == "submitted"
+    waits = answer.word == "submitted" or removed
     if entries is None or not number:
         return Standing("", f"{answer.word}; {why or 'its number is not known'}")
     entry = entries.get(number)
     if entry and not entry.ended:
         return Standing("", entry.words)
     words = f"the scheduler says {entry.words}" if entry else f"the scheduler does not know {number} any more"
-    return Standing("", f"{words}, and there is no exit file", gone=True, waits=waits)
+    missing = "its directory there was removed" if removed else "there is no exit file"
+    return Standing("", f"{words}, and {missing}", gone=True, waits=waits)
 
 
 def seconds(when):

@@ -25,6 +25,7 @@ def perform(job, step, new_token):
         "cancel": _cancel,
         "publish": _publish,
         "take_off": _take_off,
+        "remake": _remake,
         "close": _close,
     }[step.what](job, step, new_token)
 
@@ -83,6 +84,16 @@ def _publish(job, step, new_token):
         new = yield from save(job, replace(new, own=markers.prepare_pending(job.dir)))
     yield from markers.publish_pending(job.dir)
     return new
+
+
+def _remake(job, step, new_token):
+    return (yield from save_removed(job, job.record))
+
+
+def save_removed(job, rec):
+    """Plan: what is left to be done for a job that somebody has removed from the mirror stands there again, in its record."""
+    new = record.removed(rec)
+    return (yield from create(job, new)) if new.accepted or new.pulling else new
 
 
 def _close(job, step, new_token):

@@ -120,11 +120,14 @@ plain = st.recursive(st.none() | st.booleans() | numbers | st.floats(allow_nan=F
                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3), max_leaves=6)  # fmt: skip
 dicts = st.dictionaries(words, plain, max_size=4)
 some_requests = st.lists(requests.map(str), max_size=6).map(tuple)
+times = st.integers(0, 1 << 32) | st.floats(0, 1e10)
+tried = st.builds(lambda needed, more: needed | more, st.fixed_dictionaries({"next": times, "reason": words}),
+                  st.fixed_dictionaries({}, optional={"count": st.integers(0, 99), "first": times, "fields": dicts}))  # fmt: skip
 records = st.builds(
     lambda attempt, **values: Record(attempt=attempt, token=f"t{attempt}" if attempt else "", **values),
     attempt=st.integers(0, 5), accepted=some_requests, served=some_requests, own=numbers, host=words, contacted=st.booleans(),
     phase=st.sampled_from(["", PENDING, SUBMITTED, DONE, FAILED]), pulling=words, old=st.none() | st.builds(Attempt, numbers, words, words),
-    ended=dicts, tries=dicts, fields=dicts, size=numbers,
+    ended=dicts, tries=st.dictionaries(words, tried, max_size=3), fields=dicts, size=numbers,
     extra=dicts.map(lambda d: {k: v for k, v in d.items() if k not in Record.__dataclass_fields__ and k != "version"}),
 )  # fmt: skip
 
@@ -161,7 +164,9 @@ def test_a_value_of_another_kind_is_damage(rec, name, value):
 
 @pytest.mark.parametrize(
     "junk", [b"", b"{}", b"[]", b"null", b"\0" * 300, b"\xff\xfe", b'{"version":1,"accepted":["PENDING"]}', b'{"version":1,"attempt":1}',
-             b'{"version":1,"phase":"RUNNING"}', b'{"version":1,"old":{"attempt":1}}', b'{"version":1,"old":[]}x']
+             b'{"version":1,"phase":"RUNNING"}', b'{"version":1,"old":{"attempt":1}}', b'{"version":1,"old":[]}x', b"[" * 200_000, b'{"version":1,"tries":{"push":{"count":1}}}', b'{"version":1,"tries":{"push":7}}',
+             b'{"version":1,"tries":{"push":{"next":Infinity,"reason":""}}}', b'{"version":1,"fields":{"since":"soon"}}',
+             b'{"version":1,"fields":{"cpu_server":[]}}', b'{"version":1,"old":{"attempt":1,"token":"t","host":[]}}']
 )  # fmt: skip
 def test_a_damaged_record_is_never_taken_for_absent(tmp_path, junk):
     carry_out(record.save(tmp_path, RUNNING))

@@ -14,6 +14,7 @@
 #   adopt DATA RUN          JOB ATTEMPT TOKEN TEXT                      -> JOB ok|error [detail]
 #   cancel DATA [WHY]       JOB ATTEMPT TOKEN COMMANDLINE|-             -> JOB none|exited|ended|running|error [detail]
 #   status DATA [QUERY]     JOB ATTEMPT TOKEN           -> JOB exit|begun|cancelled|submitted|intent|claimed|none|error [k=v ...]
+#                           what an attempt that has ended left running in its session is ended before its end is told
 #   wrapper JOBDIR ATTEMPT TOKEN [ID]                                   what a scheduler starts
 #   version
 #
@@ -1048,6 +1049,30 @@ session_lives() {
     esac
 }
 
+# wrapper_of TOKEN: set $pid, $session, $group and $start of a wrapper at work here, whose files somebody has removed; false if none is
+wrapper_of() {
+    set +f
+    IFS=$NL
+    # shellcheck disable=SC2046,SC2062 # split at line feeds
+    set -- $(printf '%s\n' "$1" | LC_ALL=C grep -ls -F -f - /proc/[0-9]*/cmdline)
+    set -f
+    IFS=$TAB
+    for f; do
+        pid=${f#/proc/} pid=${pid%%/*}
+        LC_ALL=C grep -qs wrapper "$f" && process "$pid" && [ "$session" = "$pid" ] && return
+    done
+    return 1
+}
+
+# left_running: of an attempt that has ended, as `exit` says, note the session: what the job has left there is ended too, as a batch
+# system does. Only a session of the wrapper's own is ours
+left_running() {
+    read_fields "$a/begun" || return 0
+    where_begun
+    [ "$where" = here ] && [ "$f_session" = "$f_pid" ] || return 0
+    eval "session_$i=\$f_session leader_$i=\$f_leader group_$i=\$f_group pid_$i=\$f_pid again_$i="
+}
+
 # where_begun: whether what `begun` tells of can be seen from here: here, gone (this host has booted since), elsewhere.
 # A power failure may have emptied it; the name that it had before tells then where it was.
 where_begun() {
@@ -1082,6 +1107,7 @@ do_wrapper() { # JOBDIR ATTEMPT TOKEN [ID]
     wrapper_begin "${4:-${SLURM_JOB_ID:-${LSB_JOBID:-${PBS_JOBID:-${JOB_ID:-$$}}}}}" || exit 0
     wrapper_run
     until wrapper_exit; do # the disk is full: better late than never
+        [ -d "$a" ] || exit 73 # somebody has removed it: there is nobody left to tell
         tries=$((${tries-0} + 1))
         [ "$tries" -lt 180 ] || break
         sleep 10
@@ -1280,11 +1306,14 @@ do_cancel() { # DATA [WHY]: for the tombstones, as whoever has one laid may die 
 
 # cancel_entomb JOB ATTEMPT TOKEN COMMANDLINE|-: the tombstone stands, or what has begun is told to be killed
 cancel_entomb() {
-    eval "session_$i= asks_$i= "
+    eval "session_$i= leader_$i= pid_$i="
     attempt_directory "$@" || { answer error "$why" && return; }
-    answer_exit && return
+    if read_exit; then
+        left_running
+        return
+    fi
     if [ ! -e "$a/begun" ]; then
-        [ -d "$a" ] || mkdir -p "$a"
+        [ -d "$a" ] || cancel_removed
         write_new "$a/begun.cancel.$$" "state=cancelled$NL${why_laid:+why=$why_laid$NL}host=$this_host$NL" || { answer error "cannot write in $a" && return; }
         garbage=$garbage$a/begun.cancel.$$$NL
         begun_is_one_name "$a/begun.cancel.$$"
@@ -1297,6 +1326,14 @@ cancel_entomb() {
     how=asked
     [ "$where" != here ] || how=session
     write_new "$a/killed" "state=$how$NL" || answer error "cannot write in $a"
+}
+
+# cancel_removed: there is no directory of the attempt; it may run for all that, if somebody has removed it
+cancel_removed() {
+    if wrapper_of "$token"; then
+        eval "session_$i=\$session leader_$i=\$start group_$i=\$group pid_$i=\$pid again_$i=1"
+    fi
+    mkdir -p "$a"
 }
 
 # answer_exit: answer by the file `exit`, if it is there: exited by itself, or ended because of us
@@ -1312,13 +1349,18 @@ answer_exit() {
 cancel_ask() {
     attempt_directory "$@"
     shift 3
+    ! read_exit || return 0
     is_tombstone && entombed=1 || entombed=''
     said=''
     if [ "${1--}" != - ]; then
         said=$(run_here "$*" 2>&1) && said='' || said="the scheduler's command ended with $?: ${said%%"$NL"*}"
     fi
     eval "said_$i=\$said"
-    [ -z "$entombed" ] || { answer none "$said" && return; }
+    if [ -n "$entombed" ]; then
+        eval "session=\$session_$i"
+        [ -n "$session" ] || answer none "$said"
+        return
+    fi
     where_begun
     [ "$where" != here ] || eval "session_$i=\$f_session leader_$i=\$f_leader group_$i=\$f_group pid_$i=\$f_pid"
 }
@@ -1385,15 +1427,18 @@ wait_gone() {
 # cancel_look JOB ATTEMPT TOKEN: what is left, by the last scan and the files
 cancel_look() {
     attempt_directory "$@"
-    is_tombstone
+    is_tombstone && entombed=1 || entombed=''
     where_begun
-    eval "said=\${said_$i:+; \$said_$i}"
-    if [ "$where" = here ] && session_lives "$f_session" "$f_leader"; then
-        answer running "still there on this host, pid $f_pid$said"
+    began_on=${f_host:-unknown}
+    eval "said=\${said_$i:+; \$said_$i} session=\$session_$i leader=\$leader_$i pid=\$pid_$i"
+    if [ -n "$session" ] && session_lives "$session" "$leader"; then
+        answer running "still there on this host, pid $pid$said"
     elif answer_exit; then
         :
+    elif [ -n "$entombed" ]; then
+        answer none "$said"
     elif [ "$where" = elsewhere ]; then
-        answer running "it began on host ${f_host:-unknown}; no exit file yet$said"
+        answer running "it began on host $began_on; no exit file yet$said"
     else
         answer ended
     fi
@@ -1408,6 +1453,9 @@ do_status() { # DATA [QUERY]
     [ -z "$query" ] || ask_scheduler "$query"
     sessions='' ended=''
     while read_chunk 100; do
+        left=''
+        every status_left
+        [ -z "$left" ] || cancel_waits
         every status_tell
     done
     [ -z "$ended" ] || { set_chunk "$ended" && must_be_durable; } # what has ended is acted upon from now on
@@ -1440,10 +1488,21 @@ tell_query() {
     done
 }
 
+# status_left JOB ATTEMPT TOKEN: nobody acts upon an end before nothing of the attempt runs any more
+status_left() {
+    eval "session_$i="
+    attempt_directory "$@" && read_exit || return 0
+    left_running
+    left=1
+}
+
 status_tell() { # JOB ATTEMPT TOKEN
     job=${1--} alive=''
+    eval "session=\$session_$i leader=\${leader_$i-}"
     if ! attempt_directory "$@"; then
         state=error text=$why
+    elif [ -n "$session" ] && session_lives "$session" "$leader"; then
+        state=begun text='' alive=yes # it cannot be killed
     elif read_exit; then
         state='exit'
     elif read_fields "$a/begun"; then
@@ -1460,6 +1519,7 @@ status_tell() { # JOB ATTEMPT TOKEN
             esac
         done
         set -f
+        [ "$state" != none ] || status_none
     fi
     [ "$state" != exit ] || status_exit
     printf '%s\n' "$job$TAB$state${text:+$TAB$text}${alive:+${TAB}alive=$alive}"
@@ -1467,6 +1527,13 @@ status_tell() { # JOB ATTEMPT TOKEN
     exitcode=0*) ;;
     exit* | begun* | submitted*) [ ! -s "$a/said" ] || tail -c 20000 "$a/said" | tail -n 20 | mark_lines "${TAB}e" ;; # why, in the scheduler's words
     esac
+}
+
+# status_none: nothing is known of it. Where claims have left their lock the tree is there, and somebody has removed the attempt
+status_none() {
+    [ ! -d "$a" ] && [ -e "$data/.watchties.lock" ] || return 0
+    text=removed=1 alive=no
+    ! wrapper_of "$token" || alive=yes
 }
 
 # status_exit: it has ended; if the host has booted since, what was not on disk then is lost
