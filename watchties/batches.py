@@ -132,7 +132,8 @@ def _once_more(jobs, step):
 
 
 def settle_on_disk(route):
-    """Make durable what has come into the mirror: one syncfs, not a sync for each file."""
+    """Make durable what has come into the mirror: one syncfs, not a sync for each file. Raises NotNow where it is not the mirror."""
+    route.refuse_gone()
     try:
         durable.sync_filesystem(route.mirror)
     except OSError as error:

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 
-from watchties import errors, manifest, meter, shell, ssh
+from watchties import errors, manifest, meter, roots, shell, ssh
 from watchties.errors import CommandFailed, NotNow, Unreachable
 from watchties.model import MARKERS, RECORD_DIR, depth, printable
 
@@ -97,6 +97,7 @@ class Route:
     pattern: str = "*/*"
     chmod: str = ""
     bwlimit: str = ""
+    kept: str = ""  # the file that remembers which tree the mirror is
 
     @property
     def name(self):
@@ -112,7 +113,12 @@ class Route:
         far, table, there = ssh.from_config(config, host), config["tree"][tree], config["host"][host]
         mirror = os.path.join(config["home"], table["root"])
         return cls(far, data_of(config, tree, host), mirror, table.get("jobs") or "*/*",
-                   there.get("chmod") or "", there.get("bwlimit") or "")  # fmt: skip
+                   there.get("chmod") or "", there.get("bwlimit") or "", os.path.join(config.get("trees") or "", tree))  # fmt: skip
+
+    def refuse_gone(self):
+        """Raise NotNow if what lies at the mirror's root is not the tree that was there."""
+        if why := roots.trouble(self.kept, self.mirror):
+            raise NotNow(why)
 
 
 def data_of(config, tree, host):
@@ -130,6 +136,7 @@ def rsync(route, names, *, inward, recursive=True, exclude=(), listing=False, dr
     they are. An item is rsync's (rsync(1), --itemize-changes): it begins with a dot if no content had to travel.
     Raises RsyncFailed, or Unreachable where ssh itself failed.
     """
+    route.refuse_gone()
     there, here = endpoint(route) + "/.", route.mirror + "/."  # with the dot, a root that is not there is not made
     argv = ["rsync", *OPTIONS, "-r" if recursive else "-d", *modes(route, inward), *remote_shell(route.far)]
     argv += [f"--exclude={pattern}" for pattern in never_travel(route.pattern)]
