@@ -74,7 +74,7 @@ class RsyncFailed(CommandFailed):
     def __init__(self, argv, result, route):
         self.kind, why = EXIT_CODES.get(result.code, (AGAIN, "an exit code that rsync(1) does not name"))
         self.route, self.no_space = route, bool(NO_SPACE.search(result.err))
-        why = "a disk is full" if self.no_space else why
+        why = "a disk is full: make room" if self.no_space else why
         super().__init__(argv, result.code, result.out, result.err, why, transient=self.no_space or self.kind in (AGAIN, RESOURCES))
         if self.kind == PERMANENT:
             self.exit_code = errors.AGAIN  # not to be repeated at once; but the jobs wait until an administrator has mended it
