@@ -134,7 +134,10 @@ def _once_more(jobs, step):
 
 
 def settle_on_disk(route, jobs):
-    """Make durable what has come into the mirror for jobs: one syncfs for each disk they lie on, not a sync for each file."""
+    """Make durable what has come into the mirror for jobs: one syncfs for each disk they lie on, not a sync for each file.
+
+    Raises NotNow where it is not the mirror, or its disk takes nothing."""
+    route.refuse_gone()
     try:
         durable.sync_filesystems(route.mirror, [job.dir for job in jobs])
     except OSError as error:

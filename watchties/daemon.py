@@ -9,14 +9,14 @@ import contextlib
 import itertools
 import logging
 import os
-import shutil
 import socket
 import time
 
 from watchties import config as configuration
-from watchties import markers, masters, rebuild, relays, runs, ssh, systemd
+from watchties import markers, masters, rebuild, relays, roots, runs, ssh, systemd
 from watchties.engine import Engine
 from watchties.errors import WatchtiesError
+from watchties.glance import Glance
 from watchties.hooklog import HookLog
 from watchties.journal import Journal
 from watchties.model import CANCEL, PENDING, TAKEN, WEB, JobId
@@ -29,8 +29,6 @@ from watchties.watch import MirrorWatch
 RESCAN_PAUSE = 0.5  # seconds before a mirror is scanned once more: after an overflow, the storm may go on
 REBUILD = 500  # jobs of which the journal is told at once
 SLICE = 0.02  # seconds that a scan may keep the loop to itself
-GLANCE = 2.0  # seconds between two looks at the disk and at hosts that are down
-AMPLE = 1.1  # times disk_floor: so much must be free before a disk that was full is told to be well again
 SHUTDOWN = 12.0  # seconds for hooks that were told to stop
 
 log = logging.getLogger("watchties")
@@ -48,6 +46,7 @@ class Daemon:
         self.dirs = runs.RunDirs(state)
         self.plain = configuration.plain(config)
         self.plain["control"] = masters.directory(state, self.plain["host"])
+        self.plain["trees"] = os.path.join(state, roots.FOLDER)
         self.runner = Runner(self.dirs, runs.write_config(self.plain, state))
         self.engine = Engine(config, self.runner, self.dirs, hooks, self.teller)
         self.teller.on_host_failed = self._host_failed
@@ -57,6 +56,7 @@ class Daemon:
         self.stop, self._tasks, self._scans = asyncio.Event(), set(), {}
         self._engine, self._broken = asyncio.ensure_future(asyncio.sleep(0)), None
         self._notices = Notices(config.find_rule("notice"), hooks["notice"], self.dirs, self.runner, self.teller)
+        self._glance = Glance(self, self._notices, self._tree_is_back)
 
     # ---- life ----
 
@@ -73,10 +73,10 @@ class Daemon:
 
     async def _start(self):
         """Take in what an earlier daemon has left, look at all mirrors, call all hosts."""
+        self.engine.roots.begin()
         for name, watch in self.watches.items():
-            os.makedirs(self.config.tree[name].root, exist_ok=True)
             self._watch(name, watch)
-        self._look_at_disks()
+        self._glance.at_disks()
         await asyncio.gather(*(link.masters.end_former() for link in self.links.values() if link.masters))
         await self.engine.recover()
         self._engine = self._spawn(self.engine.run())
@@ -85,7 +85,7 @@ class Daemon:
             self._spawn(link.run())
             if link.masters:
                 self._spawn(link.masters.run())
-        self._spawn(self._glance())
+        self._spawn(self._glance.run())
         if self.journal.fresh:
             self._spawn(self._rebuild())
         self._go_on()
@@ -130,6 +130,7 @@ class Daemon:
         await asyncio.wait([self._engine], timeout=SHUTDOWN)
         self.engine.flush()
         await self._cancel(self._tasks)
+        self._glance.end()
         self.runner.close()
         self.journal.close()
         if not self._broken:
@@ -191,6 +192,12 @@ class Daemon:
                 await asyncio.sleep(0)
                 began = time.monotonic()
         self.engine.has_read(tree)
+
+    def _tree_is_back(self, tree):
+        """Look at all of a tree that was gone; what was announced of it meanwhile was not believed, so it is asked for again."""
+        self.engine.tree_is_back(tree)
+        self._rescan(tree)
+        self.links[self.config.tree[tree].web].list_again()
 
     async def _reconcile(self):
         """Find what nobody has announced."""
@@ -254,46 +261,3 @@ class Daemon:
 
     def _host_problem(self, host, text):
         self.teller.problem(f"host {host}", text)
-
-    # ---- now and then ----
-
-    async def _glance(self):
-        """Look at disks and hosts, and tell systemd how things stand."""
-        while True:
-            await asyncio.sleep(GLANCE)
-            self._look_at_disks()
-            self._look_at_hosts()
-            self.manager.stands(systemd.how_it_stands(self.engine))
-
-    def _look_at_disks(self):
-        before = dict(self.engine.blocked)
-        for name, tree in self.config.tree.items():
-            why, ample = disk_trouble(tree.root, self.config.daemon.disk_floor)
-            if why:
-                self.engine.blocked[name] = why
-                self._notices.trouble(f"tree {name}", f"tree {name} takes nothing more", f"{why}\n")
-            else:
-                self.engine.blocked.pop(name, None)
-            if ample:
-                self._notices.over(f"tree {name}", f"tree {name} takes jobs again")
-        if before.keys() != self.engine.blocked.keys():
-            self.engine.touch_all()
-
-    def _look_at_hosts(self):
-        for name, link in self.links.items():
-            since = link.breaker.since
-            if link.breaker.down and time.time() - since > self.config.daemon.host_down_notice:
-                when = time.strftime("%Y-%m-%d %H:%M", time.localtime(since))
-                text = f"{link.breaker.reason}\nIts jobs wait; the others go on.\n"
-                self._notices.trouble(f"host {name}", f"host {name} is down since {when}", text)
-
-
-def disk_trouble(root, floor):
-    """Return (why nothing may be brought to a mirror, or "", whether there is so much room that it will not be so again at once)."""
-    try:
-        free = shutil.disk_usage(root).free
-    except OSError as error:
-        return f"{root} cannot be read ({error.strerror}); nothing is brought there", False
-    if free < floor:
-        return f"only {free >> 20} MB are free at {root}, less than disk_floor ({floor >> 20} MB); make room", False
-    return "", free >= floor * AMPLE

@@ -143,9 +143,9 @@ def report(seen, world):
     """Show SUBMITTED on the web host; not if the job's end is seen already and can be shown soon: a report costs as much as a push."""
     if seen.record.phase != SUBMITTED or seen.record.ended_as("report"):
         return
-    until = float(seen.record.fields.get("since") or 0) + END_SOON
-    if seen.compute in FINAL and world.now < until:
-        yield Wait("report", "its end is to be shown instead", until)
+    since = float(seen.record.fields.get("since") or 0)
+    if seen.compute in FINAL and since <= world.now < since + END_SOON:
+        yield Wait("report", "its end is to be shown instead", since + END_SOON)
     else:
         yield from start(seen, world, "report", world.tree.web, "the web host is to show SUBMITTED", marker=SUBMITTED)
 
@@ -222,7 +222,7 @@ def poll(seen, world):
         return
     every, since = world.poll.get(record.host, 30.0), float(record.fields.get("since") or 0)
     due = seen.polled + min(max(every, (world.now - since) / POLL_OLDER), max(POLL_SELDOM, every))
-    if not seen.polled or due <= world.now:
+    if not seen.polled or not seen.polled <= world.now < due:  # the former: the clock was set back
         yield from start(seen, world, "poll", record.host, f"{record.host} is asked how it stands")
     else:
         yield Wait("poll", f"it runs or waits on {record.host}", due)

@@ -223,10 +223,12 @@ class Dispatch:
         for run in self.dirs.left_over():
             if run.rule not in self.rules:
                 self.dirs.forget(run)
-            elif not (self.dirs.is_free(run.lock) and self._taken_in(run)):
+            else:
                 for job_id in run.ids():
                     take(job_id)
-                self.adopt(run)
+                self._lock(run)  # also where it has ended: until its outcome is on disk, nothing is done as if there were none
+                if not (self.dirs.is_free(run.lock) and self._taken_in(run)):
+                    self._spawn(self._await_orphan(run))
 
     def _taken_in(self, run):
         """Return whether what a run has left could be read; if not it stays, and is read again."""
@@ -237,15 +239,14 @@ class Dispatch:
             return False
         return True
 
-    def adopt(self, run):
-        """Take up a run of an earlier daemon that is still at work: its jobs stay busy until it ends."""
+    def _lock(self, run):
+        """Take the slot and lock the places of a run of an earlier daemon."""
         self.lane(run.rule, run.host).busy.add(run.slot)
         for job in filter(None, map(self.jobs.get, run.ids())):
             job.busy |= dict.fromkeys(fire.touches(self.rules[run.rule]), run.id)
-        self._spawn(self._await_orphan(run))
 
     async def _await_orphan(self, run):
-        left = max(0.0, run.started + run.timeout - time.time())
+        left = min(run.timeout, max(0.0, run.started + run.timeout - time.time()))  # the clock may have been set back
         try:
             async with asyncio.timeout(left):
                 await self._until_free(run)

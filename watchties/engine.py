@@ -13,96 +13,31 @@ import itertools
 import logging
 import time
 
-from watchties import decide, durable, steps
+from watchties import decide, steps
 from watchties.dispatch import Dispatch
-from watchties.errors import WatchtiesError
+from watchties.hearing import DISK_AGAIN, Hearing
 from watchties.intake import Intake
-from watchties.jobs import Jobs
-from watchties.lanes import Alarms
-from watchties.model import PENDING, SUBMITTED, one_line
+from watchties.model import SUBMITTED, one_line
+from watchties.roots import TreeGone
 from watchties.seen import Step, World
 
 AT_ONCE = 1000  # jobs that one pass looks at, so that no pass takes long
 GATHER = 0.1  # seconds that the journal may lag behind
-DISK_AGAIN = 5.0  # seconds before a job whose plan met an error of the disk is looked at again
-
 
 log = logging.getLogger("watchties")
 
 
-class Engine:
+class Engine(Hearing):
     """The daemon's work. tell: a Teller for what is to be told to logs, journal, administrator."""
 
     def __init__(self, config, runner, dirs, hooks, tell, clock=time.time):
-        self.config, self.dirs, self.tell, self.clock = config, dirs, tell, clock
+        super().__init__(config, dirs.state, tell, clock)
+        self.config, self.dirs = config, dirs
         self.rules, self.trees = {rule.name: rule for rule in config.rule}, config.tree
-        self.jobs = Jobs({name: tree.root for name, tree in config.tree.items()})
         self.polls = {name: host.poll for name, host in config.host.items()}
         self.dispatch = Dispatch(config, self.jobs, runner, dirs, hooks, tell, self._again)
         self._intake = Intake(config, self.dispatch, tell, self._take, clock)
-        self.down, self.blocked, self.dirty, self.ended = {}, {}, {}, []
-        self.kick, self._alarms = asyncio.Event(), Alarms()
         self.starting, self.halted, self._flush, self._rests = True, False, None, False
-
-    # ---- what others tell ----
-
-    def touch(self, job_id):
-        """Have a job looked at in the next pass."""
-        self.dirty[job_id] = None
-        self.kick.set()
-
-    def read(self, job_id):
-        """Have a job looked at, and counted from now on as one that its host holds."""
-        if self._take(job_id):
-            self.touch(job_id)
-
-    def has_read(self, tree):
-        """All jobs of a mirror are counted."""
-        self.dispatch.unread.discard(tree)
-        self.kick.set()
-
-    def touch_all(self):
-        """Have every job in hand looked at."""
-        self.dirty |= dict.fromkeys(job.id for job in self.jobs)
-        self.kick.set()
-
-    def hear_web(self, job_id, **what):
-        """Take note of a request that stands on a web host."""
-        job = self._take(job_id)
-        if job:
-            job.hear(**what)
-            self.touch(job_id)
-
-    def hear_compute(self, job_id, marker, token):
-        """Take note of DONE or FAILED on a compute host; it counts for the current attempt only."""
-        job = self.jobs.get(job_id)
-        if job and job.record.token == token and job.record.phase in (PENDING, SUBMITTED):
-            job.compute = marker
-            self.touch(job_id)
-
-    def ask_again(self, host):
-        """Have the scheduler of a host asked now for all that runs there, or is just being submitted: its end may have been missed."""
-        for job in self.jobs:
-            if job.record.host == host and job.record.phase in (PENDING, SUBMITTED):
-                job.polled, job.missed = 0.0, True
-                self.touch(job.id)
-
-    def host_is(self, host, reason=""):
-        """Take note that a host is down, and why, or up again."""
-        before = self.down.pop(host, "")
-        if reason:
-            self.down[host] = reason
-        if before != reason:
-            self.touch_all()
-
-    def _take(self, job_id):
-        if job_id.tree not in self.trees:  # a run of an earlier daemon, which had another configuration
-            return None
-        try:
-            return self.jobs.take(job_id)
-        except (WatchtiesError, OSError) as error:
-            self.tell.refuse(job_id, str(error))
-            return None
 
     # ---- the pass ----
 
@@ -137,6 +72,8 @@ class Engine:
         if self.dispatch.broken:
             raise self.dispatch.broken
         ended, self.ended = self.ended, []
+        self.put_aside += [one for one in ended if self._is_away(one)]
+        ended = [one for one in ended if not self._is_away(one)]
         plans = self._intake.plans(ended)
         batch = list(itertools.islice(self.dirty, AT_ONCE))
         for job_id in batch:
@@ -167,10 +104,13 @@ class Engine:
         """Write what is planned, all of it together; return the jobs whose plan succeeded."""
         if not plans:
             return set()
-        results = await asyncio.get_running_loop().run_in_executor(None, durable.carry_out, plans)
+        results = await asyncio.get_running_loop().run_in_executor(None, self.roots.carry_out, plans)
         good = set()
         for job_id, result in results.items():
             job = self.jobs.get(job_id)
+            if isinstance(result, TreeGone):
+                self.tell.waiting(job, str(result))  # it is looked at again when the tree is back
+                continue
             if isinstance(result, OSError):
                 self._disk_error(job, result)
                 continue
@@ -191,9 +131,9 @@ class Engine:
             self.tell.changed(job, before)
 
     def _disk_error(self, job, error, what="mirror", where=""):
-        text = one_line(f"the {what} cannot be written: {error.strerror or error} ({error.filename or where or job.dir})")
-        self.tell.waiting(job, text)
-        self.tell.problem("disk", text)
+        text = f"the {what} cannot be written: {error.strerror or error} "
+        self.tell.waiting(job, one_line(f"{text}({error.filename or where or job.dir})"))
+        self.tell.problem("disk", one_line(f"{text}({where or self.jobs.roots[job.id.tree]})"))
         self._alarms.set(job.id, self.clock() + DISK_AGAIN)
 
     def _at_rest(self, job):
@@ -220,8 +160,11 @@ class Engine:
 
         Nothing that a record or a marker holds may end the daemon: what is not understood costs its job alone.
         """
+        tree = job.id.tree
+        if tree in self.roots.gone:  # what seems to stand there is none of the job's
+            self.tell.waiting(job, self.roots.gone[tree])
+            return None
         try:
-            tree = job.id.tree
             blocked, held = self.blocked.get(tree, ""), self.dispatch.held
             return decide.decide(job.seen(), World(self.trees[tree], self.rules, self.clock(), self.down, blocked, self.polls, held))
         except OSError as error:
@@ -261,8 +204,16 @@ class Engine:
             try:
                 self.dispatch.start(batch, good)
             except OSError as error:
+                await self._undo(batch, good)
                 for job_id in batch.begun:
                     self._disk_error(self.jobs.get(job_id), error, "state directory", self.dirs.state)
+
+    async def _undo(self, batch, good):
+        """Take back that a host was to be contacted for the first time: it was not, and another one may still have these jobs."""
+        first = [self.jobs.get(i) for i in batch.plans if i in good] if batch.lane.rule == "submit" else []
+        await self._carry_out({job.id: steps.save(job, record.release(job.record)) for job in first})
+        for job in first:
+            self.dirty.pop(job.id, None)  # not at once: the disk is as full as before
 
     def _still_due(self, job_id, lane):
         """Return the Start that a queued job is waiting for, if it is still to begin; else have it looked at."""

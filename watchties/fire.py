@@ -76,13 +76,13 @@ def start(seen, world, name, host, reason, *, attempt="", marker="", request=Non
     later = record.tries.get(name)
     if busy := TOUCHES.get(name, touches(world.rules[name])) & seen.busy:
         yield Wait(name, f"{name} waits: a run is at work at {', '.join(sorted(busy))}")
-    elif later and later["next"] > world.now:
+    elif later and later.get("at", 0) <= world.now < later["next"]:  # not if the clock was set back since
         yield Wait(name, f"{name} is tried again: {later['reason']}", later["next"])
     elif host and host not in (world.tree.web, *world.tree.compute):
         yield Wait(name, f"{name} waits: {host} is no host of tree {seen.id.tree} any more; put it back into the configuration")
     elif host in world.down:
         yield Wait(name, world.down[host])
-    elif (held := world.held.get((name, host))) and held.until > world.now:
+    elif (held := world.held.get((name, host))) and held.holds(world.now):
         yield Wait(name, held.reason, held.until)
     else:
         yield Start(name, host, reason, attempt or record.token, marker, request)

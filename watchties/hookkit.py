@@ -22,12 +22,14 @@ import sys
 import traceback
 from dataclasses import dataclass, field
 
-from watchties.errors import AGAIN, FAILURE, OK, CommandFailed, Unreachable, UserError, WatchtiesError
+from watchties import roots
+from watchties.errors import AGAIN, FAILURE, OK, CommandFailed, NotNow, Unreachable, UserError, WatchtiesError
 from watchties.model import one_line
 
 FEW_TIMES = 5  # runs that may fail on a job's own files before it is given up
 MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ESTALE, errno.EROFS,
-            errno.ENOTCONN, errno.ETIMEDOUT}  # the last two: a mirror on a network file system whose server is away  # fmt: skip
+            errno.ENOTCONN, errno.ETIMEDOUT,  # a mirror on a network file system whose server is away
+            errno.EACCES, errno.EPERM}  # one that nobody may enter for now; what one job alone forbids is that job's, in its hook  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +91,11 @@ class Run:
         return (self.config.get("daemon") or {}).get("grace") or 60.0
 
     def by_tree(self):
-        """Return (tree's name, its jobs in this run) for each tree."""
+        """Return (tree's name, its jobs in this run) for each tree. Raises NotNow if one is gone: what seems to stand there is not its."""
+        for tree in dict.fromkeys(job.tree for job in self.jobs):
+            root = os.path.join(self.config["home"], self.config["tree"][tree]["root"])
+            if why := roots.trouble(os.path.join(self.config.get("trees") or "", tree), root):
+                raise NotNow(why)
         return [(tree, [job for job in self.jobs if job.tree == tree]) for tree in dict.fromkeys(job.tree for job in self.jobs)]
 
     def done(self, job, **fields):

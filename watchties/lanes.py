@@ -134,15 +134,20 @@ class Hold:
     reason: str = ""
     until: float = 0.0
     count: int = 0
+    since: float = 0.0
+
+    def holds(self, now):
+        """Return whether it is held back now; not if the clock was set back since."""
+        return self.since <= now < self.until
 
     def refused(self, reason, taken, now, retry):
         """Take note of a run in which jobs were put off; taken: others were not, so that this is a new beginning. Return how many
         such runs there were, 0 if it is one more that had begun before."""
         self.reason = reason
-        if now < self.until:
+        if self.holds(now):
             return 0
         self.count = 0 if taken else self.count
-        self.until = now + backoff(self.count, retry.first, retry.maximum)
+        self.since, self.until = now, now + backoff(self.count, retry.first, retry.maximum)
         self.count += 1
         return self.count
 

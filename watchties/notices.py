@@ -110,8 +110,8 @@ class Notices:
 
     async def _send(self, text):
         """Run the notice hook, again and again while it asks for that."""
-        wait, deadline = self.rule.retry.first, time.time() + self.rule.retry.give_up_after
-        while time.time() < deadline:
+        wait, deadline = self.rule.retry.first, time.monotonic() + self.rule.retry.give_up_after
+        while time.monotonic() < deadline:
             try:
                 if await self._run_once(text):
                     return

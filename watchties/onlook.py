@@ -7,11 +7,10 @@ Must not know: the command line. It writes nothing and takes no lock: a daemon m
 import fcntl
 import json
 import os
-import shutil
 import time
 from dataclasses import dataclass
 
-from watchties import fire, markers, record
+from watchties import disks, fire, markers, record
 from watchties.jobs import refuse_links
 from watchties.model import MARKERS, TAKEN
 from watchties.seen import Seen, World
@@ -73,12 +72,7 @@ def world(config, tree, now=None):
 
 def blocked(config, tree):
     """Return why nothing may be brought into a mirror, or ""."""
-    root, floor = config.tree[tree].root, config.daemon.disk_floor
-    try:
-        free = shutil.disk_usage(root).free
-    except OSError as error:
-        return f"{root} cannot be read ({error.strerror}); nothing is brought there"
-    return f"only {free >> 20} MB are free at {root}, less than disk_floor ({floor >> 20} MB); make room" if free < floor else ""
+    return disks.trouble(config.tree[tree].root, config.daemon.disk_floor)[0]
 
 
 def standing(job_dir):

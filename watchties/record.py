@@ -16,6 +16,7 @@ from watchties.errors import Unsafe
 from watchties.model import CANCEL, DONE, FAILED, FINAL, MIRROR, PENDING, RECORD_DIR, Request, SUBMITTED, number
 
 FILE = "record.json"
+PATH = f"{RECORD_DIR}/{FILE}"  # in a job's directory
 VERSION = 1
 GAVE_UP = "gave up"  # tried again, now and then
 REFUSED = "refused"  # for good: by its hook, with the field `final`
@@ -41,8 +42,8 @@ class Record:
     itself published in the mirror. phase: PENDING, SUBMITTED, DONE, FAILED, or "" before the first attempt.
     contacted: the attempt's host may hold a claim. served: the requests the attempt answers. pulling: the run of
     a pull that has begun and not ended. old: the overtaken attempt that must first be proven ended.
-    ended: "RULE@PHASE" -> how it ended. tries: rule -> {"count", "first", "next", "reason", "fields"}, times in
-    seconds since 1970. fields: what the markers say.
+    ended: "RULE@PHASE" -> how it ended. tries: rule -> {"count", "first", "at", "next", "reason", "fields"}, times in
+    seconds since 1970; at: when it was put off. fields: what the markers say.
     """
 
     accepted: tuple = ()
@@ -232,6 +233,7 @@ def put_off(record, rule, now, delay, reason, told=None):
     entry = {
         "count": before.get("count", 0) + 1,
         "first": before.get("first", now),
+        "at": now,
         "next": now + delay,
         "reason": reason,
         "fields": {**before.get("fields", {}), **(told or {})},
@@ -242,7 +244,7 @@ def put_off(record, rule, now, delay, reason, told=None):
 def try_not_counted(record, rule, now, reason, told):
     """Return the record after a try that was no fault of the job: trying begins anew, with what its hook has to remember."""
     fields = {**record.tries.get(rule, {}).get("fields", {}), **{k: v for k, v in told.items() if k != "later"}}
-    return replace(record, tries={**record.tries, rule: {"count": 0, "next": now, "reason": reason, "fields": fields}})
+    return replace(record, tries={**record.tries, rule: {"count": 0, "at": now, "next": now, "reason": reason, "fields": fields}})
 
 
 def _without(tries, rule):

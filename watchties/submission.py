@@ -177,7 +177,8 @@ class Submission:
 
     def not_found_again(self, job):
         """Return whether this is the second query, a grace period after the first, that succeeded and found nothing."""
-        now, asked = self.clock(), float(job.fields.get("asked") or 0)
+        now = self.clock()
+        asked = min(float(job.fields.get("asked") or 0), now)  # the clock may have been set back
         twice = asked and now - asked >= self.run.grace
         if twice and job not in self.replied:
             return True

@@ -101,9 +101,9 @@ class Teller:
 
     def _news(self, kind, text, every):
         now = self.clock()
-        if now - self._said.get((kind, text), -every) < every:
+        if 0 <= now - self._said.get((kind, text), -every) < every:
             return False
-        self._said = {k: t for k, t in self._said.items() if now - t < SAME_NOTICE}
+        self._said = {k: t for k, t in self._said.items() if 0 <= now - t < SAME_NOTICE}
         self._said[kind, text] = now
         return True
 

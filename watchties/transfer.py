@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 
-from watchties import errors, manifest, meter, shell, ssh
+from watchties import errors, manifest, meter, roots, shell, ssh
 from watchties.errors import CommandFailed, NotNow, Unreachable
 from watchties.model import MARKERS, RECORD_DIR, depth, printable
 
@@ -77,7 +77,7 @@ class RsyncFailed(CommandFailed):
     def __init__(self, argv, result, route):
         self.kind, why = EXIT_CODES.get(result.code, (AGAIN, "an exit code that rsync(1) does not name"))
         self.route, self.no_space = route, bool(NO_SPACE.search(result.err))
-        why = "a disk is full" if self.no_space else why
+        why = "a disk is full: make room" if self.no_space else why
         super().__init__(argv, result.code, result.out, result.err, why, transient=self.no_space or self.kind in (AGAIN, RESOURCES))
         if self.kind == PERMANENT:
             self.exit_code = errors.AGAIN  # not to be repeated at once; but the jobs wait until an administrator has mended it
@@ -100,6 +100,7 @@ class Route:
     pattern: str = "*/*"
     chmod: str = ""
     bwlimit: str = ""
+    kept: str = ""  # the file that remembers which tree the mirror is
 
     @property
     def name(self):
@@ -115,7 +116,12 @@ class Route:
         far, table, there = ssh.from_config(config, host), config["tree"][tree], config["host"][host]
         mirror = os.path.join(config["home"], table["root"])
         return cls(far, data_of(config, tree, host), mirror, table.get("jobs") or "*/*",
-                   there.get("chmod") or "", there.get("bwlimit") or "")  # fmt: skip
+                   there.get("chmod") or "", there.get("bwlimit") or "", os.path.join(config.get("trees") or "", tree))  # fmt: skip
+
+    def refuse_gone(self):
+        """Raise NotNow if what lies at the mirror's root is not the tree that was there."""
+        if why := roots.trouble(self.kept, self.mirror):
+            raise NotNow(why)
 
 
 def data_of(config, tree, host):
@@ -133,6 +139,7 @@ def rsync(route, names, *, inward, recursive=True, exclude=(), listing=False, dr
     they are. An item is rsync's (rsync(1), --itemize-changes): it begins with a dot if no content had to travel.
     Raises RsyncFailed, or Unreachable where ssh itself failed.
     """
+    route.refuse_gone()
     there, here = endpoint(route) + "/.", route.mirror + "/."  # with the dot, a root that is not there is not made
     argv = ["rsync", *OPTIONS, "-r" if recursive else "-d", *modes(route, inward), *remote_shell(route.far)]
     argv += [f"--exclude={pattern}" for pattern in never_travel(route.pattern)]

@@ -49,7 +49,7 @@ class MirrorWatch:
         self._on_dirty = self._on_rescan = self._on_problem = self._on_bad = lambda *_: None  # until start()
         self._loop = self._timer = self._inotify = self._polling = self._identity = None
         self._paths, self._missed = {}, 0  # wd -> path below the root; directories that the limit left unwatched
-        self._bad, self._told = set(), set()
+        self._bad, self.troubles = set(), {}  # kind -> what is wrong, until it is over
         self._fresh, self._advancing = collections.deque(), None
 
     def start(self, loop, on_dirty, on_rescan, on_problem, on_bad=lambda job, reason: None):
@@ -79,7 +79,7 @@ class MirrorWatch:
         """
         self._missed = 0
         yield from self._explore("", 0)
-        self._tell_limit() if self._missed else self._told.discard("limit")
+        self._tell_limit() if self._missed else self.troubles.pop("limit", None)
 
     def watch_job(self, job):
         """Watch a job directory that the daemon has made itself, without waiting for the event. Return whether it is watched."""
@@ -102,7 +102,7 @@ class MirrorWatch:
             self._problem("root", f"the tree {self.root} is not there ({trouble.strerror}): mount it or make it; it is waited for")
         changed, self._identity, self.there = now != self._identity, now, now is not None
         if self.there:
-            self._told.discard("root")
+            self.troubles.pop("root", None)
         return changed
 
     def _tick(self):
@@ -158,8 +158,8 @@ class MirrorWatch:
     # --- telling
 
     def _problem(self, kind, text):
-        if kind not in self._told:
-            self._told.add(kind)
+        if kind not in self.troubles:
+            self.troubles[kind] = text
             self._on_problem(text)
 
     def _tell_limit(self):

@@ -2,9 +2,10 @@
 
 import os
 import shutil
+import subprocess
 
 import pytest
-from agent_kit import HOSTILE, Agent, every_shell, make_job, one_shell, request
+from agent_kit import AGENT, HOSTILE, Agent, every_shell, make_job, one_shell, request
 
 
 @pytest.fixture
@@ -55,3 +56,32 @@ def test_a_find_that_knows_no_nanoseconds_is_passed_over(agent, tmp_path):
     agent.env["PATH"] = f"{here}:{os.environ['PATH']}"
     i = request(make_job(agent.data, "u/e"))
     assert agent.run("identify", lines=[["u/e"]]) == [["u/e", i, "-", "-"]]
+
+
+@every_shell
+def test_an_empty_mount_point_is_not_taken_for_the_tree(sh, tmp_path):
+    scripts, data = tmp_path / "compties/scripts", tmp_path / "compties/user_data"
+    scripts.mkdir(parents=True), data.mkdir()
+    shutil.copy(AGENT, scripts)
+
+    def call(*words, given=""):
+        return subprocess.run([*sh, "scripts/agent.sh", *words], cwd=tmp_path / "compties", input=given, capture_output=True, text=True)
+
+    claim, cancel = ("claim", "user_data", "run1"), ("cancel", "user_data")
+    assert call("status", "user_data").returncode == 0 and not (data / ".watchties.tree").exists(), "its disk may come later"
+    assert call(*claim, given="ann/e1\t1\ttok1\n").stdout == "ann/e1\tnew\n"
+    assert call("status", "user_data", given="ann/e1\t1\ttok1\n").stdout == "ann/e1\tclaimed\n"
+    mark = (data / ".watchties.tree").read_text()
+    data.rename(tmp_path / "away")
+    data.mkdir()
+    for command in (claim, cancel, ("status", "user_data"), ("identify", "user_data"), ("publish", "user_data"), ("list", "user_data", "2", "PENDING")):
+        done = call(*command, given="ann/e1\t1\ttok1\t-\n")
+        assert (done.returncode, done.stdout) == (66, "") and f"{data} is not the tree that was there; mount its disk" in done.stderr
+    assert not list(data.iterdir())
+    data.rmdir()
+    (tmp_path / "away").rename(data)
+    assert call("status", "user_data", given="ann/e1\t1\ttok1\n").stdout == "ann/e1\tclaimed\n"
+    (data / ".watchties.tree").unlink()
+    assert call("status", "user_data").returncode == 66
+    (scripts / ".watchties.trees").unlink()
+    assert call("status", "user_data").returncode == 0 and (data / ".watchties.tree").read_text() not in ("", mark)

@@ -349,3 +349,12 @@ def test_a_job_waits_for_a_host_that_was_taken_out_of_the_configuration(rec, com
     rec = replace(rec, host="b9") if rec.contacted else rec
     assert "b9 is no host of tree t any more" in waits(rec, compute=compute, polled=0.0)[rule].reason
     assert rule not in starts(rec, compute=compute, polled=0.0)
+
+
+@pytest.mark.parametrize("back", [3600, 86400])
+def test_a_clock_that_was_set_back_makes_nothing_wait(back):
+    put_off = replace(AT_HOST, tries={"submit": {"count": 1, "first": NOW, "at": NOW + back, "next": NOW + back + 300, "reason": "x", "fields": {}}})
+    assert "submit" in starts(put_off) and "submit" in waits(replace(put_off, tries={"submit": put_off.tries["submit"] | {"at": NOW}}))
+    held = Hold()
+    held.refused("full", False, NOW + back, SimpleNamespace(first=5.0, maximum=300.0))
+    assert "submit" in starts(AT_HOST, held={("submit", "b1"): held})

@@ -53,7 +53,7 @@ def test_a_scheduler_that_takes_no_more_costs_the_job_no_try_and_what_was_asked_
     for later in range(20):
         rec, notice = take(rec, "submit", Outcome("retry", "full", {"later": True, "asked": 0}), now=NOW + 9999 * later)
         assert rec.phase == PENDING and notice == ""
-    assert rec.tries["submit"] == {"count": 0, "next": NOW + 9999 * 19, "reason": "full", "fields": {"asked": 0}}
+    assert rec.tries["submit"] == {"count": 0, "at": NOW + 9999 * 19, "next": NOW + 9999 * 19, "reason": "full", "fields": {"asked": 0}}
     rec, _ = take(rec, "submit", Outcome("retry", "asked once more"), now=NOW + 9e9)
     assert rec.phase == PENDING and rec.tries["submit"]["count"] == 1, "trying has begun anew"
 

@@ -107,7 +107,7 @@ def test_cancel_of_the_current_attempt():
 
 def test_tries_are_counted_until_the_rule_ends():
     rec = record.put_off(record.put_off(RUNNING, "poll", 10, 5, "a", {"missing": 1}), "poll", 20, 7, "b", {"x": 2})
-    assert rec.tries["poll"] == {"count": 2, "first": 10, "next": 27, "reason": "b", "fields": {"missing": 1, "x": 2}}
+    assert rec.tries["poll"] == {"count": 2, "first": 10, "at": 20, "next": 27, "reason": "b", "fields": {"missing": 1, "x": 2}}
     assert record.end_rule(rec, "poll", "done").tries == {}
 
 

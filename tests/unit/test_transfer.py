@@ -321,7 +321,7 @@ def test_a_mirror_that_is_not_there_is_no_jobs_fault_and_is_not_made(site, route
     site.mirror.rmdir()
     job = job_of(site, "ann/e1")
     put(site.web / "ann/e1/a", "x")
-    with pytest.raises(NotNow, match="the mirror .*user_data cannot be entered; is its disk mounted"):
+    with pytest.raises(NotNow, match="the tree .*user_data is not there .*: mount it, or put it back"):
         batches.carry(route, {job: [job.job]}, inward=inward)
     assert not site.mirror.exists()
 

@@ -91,7 +91,7 @@ def start_of(config, rule, seen, host):
 def carry_out(config, places, rule, hook, start, seen):
     """Run the hook in the foreground; show its results; return its exit code."""
     from watchties import config as configuration
-    from watchties import masters, runs
+    from watchties import masters, roots, runs
     from watchties.runner import Runner
 
     folder = os.path.join(places.state, FOLDER, str(os.getpid()))
@@ -100,6 +100,7 @@ def carry_out(config, places, rule, hook, start, seen):
     try:
         plain = configuration.plain(config)
         plain["control"] = masters.directory(places.state, plain["host"])
+        plain["trees"] = os.path.join(places.state, roots.FOLDER)
         runner = Runner(dirs, runs.write_config(plain, folder))
         run_id = dirs.new_id(rule.name)
         run = dirs.prepare(run_id, rule.name, start.host, "by-hand", [told(config, seen, start, run_id)], rule.timeout, hook)

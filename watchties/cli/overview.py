@@ -8,7 +8,7 @@ import time
 import unicodedata
 from typing import NamedTuple
 
-from watchties import progress
+from watchties import progress, troubles
 from watchties.cli.common import aligned, iso, width
 from watchties.model import DONE, FAILED, PENDING, SUBMITTED, JobId, printable
 
@@ -20,13 +20,14 @@ JOB_ROOM = 40  # columns of a job's name at least before it is cut
 
 
 class Overview(NamedTuple):
-    """pid: of who is at work, as text, or ""; what: daemon or transfer; counts: state -> jobs; transfers: those under way."""
+    """pid: of who is at work, as text, or ""; what: daemon or transfer; counts: state -> jobs; transfers: those under way; troubles: what is wrong."""
 
     pid: str
     what: str
     counts: dict
     rows: list
     transfers: list
+    troubles: list = []
 
     @classmethod
     def at(cls, places, states=None, everything=False, user=None, limit=1000):
@@ -37,7 +38,8 @@ class Overview(NamedTuple):
             rows = reader.jobs(wanted, user, limit)
             if not (everything or states):
                 rows += [row for row in reader.jobs([DONE, FAILED], user) if row.waiting_on]
-            return cls(pid, what, reader.counts(), rows[:limit], progress.transfers(places.state))
+            wrong = troubles.standing(places.state, bool(pid))
+            return cls(pid, what, reader.counts(), rows[:limit], progress.transfers(places.state), wrong)
         finally:
             reader.close()
 
@@ -46,12 +48,13 @@ class Overview(NamedTuple):
         jobs = [row._asdict() | {"since": iso(row.since)} for row in self.rows]
         transfers = [one.plain() | {"jobs": [str(JobId(*job)) for job in one.jobs()]} for one in self.transfers]
         at_work = {what: self.pid if what == self.what else None for what in ("daemon", "transfer")}
-        return {**at_work, "counts": self.counts, "under_way": transfers, "jobs": jobs}
+        return {**at_work, "troubles": self.troubles, "counts": self.counts, "under_way": transfers, "jobs": jobs}
 
     def head(self):
-        """Return the lines above the jobs: the daemon, how many there are, what travels."""
+        """Return the lines above the jobs: the daemon, what is wrong, how many there are, what travels."""
         counts = ", ".join(f"{count} {state}" for state in SHOWN if (count := self.counts.get(state)))
-        return [told_of_work(self.pid, self.what), counts or "no jobs yet", *map(told_of_transfer, self.transfers)]
+        wrong = [f"trouble: {printable(line, 2000)}" for line in self.troubles]
+        return [told_of_work(self.pid, self.what), *wrong, counts or "no jobs yet", *map(told_of_transfer, self.transfers)]
 
 
 def told_of_work(pid, what):

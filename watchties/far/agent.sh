@@ -189,6 +189,43 @@ use_data() {
     *) data=$PWD/$1 ;;
     esac
     [ -d "$data" ] || broken 66 "there is no directory $data"
+    is_our_tree
+}
+
+# is_our_tree: DATA is known by a mark in it, which is remembered beside this script. A mount point without its disk looks like a
+# tree without jobs: "nothing of it runs", "it is not there any more" would be said of jobs that run. The first look that finds
+# something in DATA makes the mark; where that cannot be written nothing is remembered, and every DATA will do
+is_our_tree() {
+    marks=${agent%/*}/.watchties.trees mark='' known=''
+    case $agent:$data in
+    *"$TAB"* | *"$NL"*) return ;;
+    */scripts/agent.sh:*) ;;
+    *) return ;;
+    esac
+    [ ! -f "$marks" ] || while read -r is path; do
+        [ "$path" != "$data" ] || known=$is
+    done <"$marks"
+    [ ! -f "$data/.watchties.tree" ] || read -r mark <"$data/.watchties.tree"
+    [ -z "$known" ] || [ "$mark" = "$known" ] ||
+        broken 66 "$data is not the tree that was there; mount its disk, or, if it is the right one, remove $marks"
+    [ -n "$known" ] || remember_tree 2>/dev/null
+}
+
+# remember_tree: the mark, durably, and then that it is known; a DATA without anything may be a mount point whose disk comes later
+remember_tree() {
+    if [ -z "$mark" ]; then
+        set +f
+        set -- "$data"/*
+        set -f
+        { [ -e "$1" ] && read -r mark </proc/sys/kernel/random/uuid; } || return 0
+        [ -s "$data/.watchties.tree" ] || rm -f "$data/.watchties.tree"
+        set -C
+        printf '%s\n' "$mark" >"$data/.watchties.tree"
+        set +C
+        { read -r mark <"$data/.watchties.tree" && durable; } || return 0 # another one may have been faster
+    fi
+    printf '%s\n' "$mark$TAB$data" >>"$marks"
+    return 0
 }
 
 # use_run RUN: set $run
