@@ -28,6 +28,12 @@ async def end(process):
         await asyncio.wait([asyncio.ensure_future(process.wait())], timeout=ITS_END)
 
 
+def kill(process):
+    """Kill a program that is still there, and leave its end to whoever waits for it."""
+    if process.returncode is None:
+        process.kill()
+
+
 class Words:
     """What a program says on a stream, of which the end is kept: first may come a banner, last comes why it ended."""
 

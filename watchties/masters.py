@@ -43,7 +43,8 @@ class Masters:
     """The two shared connections of one host. problem(text) is told when one cannot be had."""
 
     def __init__(self, far, problem):
-        self.far, self.problem, self._processes = far, problem, {}
+        self.far, self.problem, self._processes, self._wanted = far, problem, {}, asyncio.Event()
+        self._wanted.set()
 
     async def run(self):
         """Hold both until cancelled."""
@@ -60,10 +61,21 @@ class Masters:
         for process in self._processes.values():
             if process.returncode is None:
                 process.terminate()
+                asyncio.get_running_loop().call_later(FORMER_ENDS, children.kill, process)  # one that hangs
+
+    def rest(self):
+        """End both, and open none: the host is down, and one that knocks there is enough."""
+        self._wanted.clear()
+        self.renew()
+
+    def go_on(self):
+        """Have both open again: the host is up."""
+        self._wanted.set()
 
     async def _keep(self, kind):
         failures, loop = 0, asyncio.get_running_loop()
         while True:
+            await self._wanted.wait()
             began = loop.time()
             await self._end_former(kind)
             said = await self._hold(kind)
@@ -85,7 +97,8 @@ class Masters:
         finally:
             if process.returncode is None:
                 process.terminate()
-                await process.wait()
+                await asyncio.wait([asyncio.ensure_future(process.wait())], timeout=FORMER_ENDS)
+                await children.end(process)
 
     async def _end_former(self, kind):
         """End the connection that a daemon which was killed has left: nobody else would."""

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from watchties import relays
+from watchties import calls, relays
 from watchties.errors import Unreachable
 from watchties.relays import Link, Listener
 from watchties.ssh import Far
@@ -84,7 +84,7 @@ def test_a_program_that_cannot_be_started_here_is_said_in_one_line(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     far = Far("b01", ssh="b01")
     with pytest.raises(Unreachable, match="^ssh cannot be started here: No such file or directory$"):
-        asyncio.run(relays.call(far, "true"))
+        asyncio.run(calls.call(far, "true"))
     heard = Heard()
     asyncio.run(Link(far, "compute", {}, "relay", 60.0, 5.0, heard)._relay_once())
     assert heard.all("down") == [["b01", "ssh cannot be started here: No such file or directory"]]
