@@ -1,6 +1,6 @@
 """Bad weather over a lab's hosts: every way in which a network breaks, one after another, in an order and at times from a seed.
 
-    weather = Weather(lab, draw, lasts=(3, 6), pauses=(0.5, 2))
+    weather = Weather(lab, draw, (3, 6), (0.5, 2), print)
     weather.begin(["b01", "elgato"], rounds=1)        # a lane: one fault at a time there
     ...
     weather.end()                                     # all is mended
@@ -31,10 +31,10 @@ class Fault:
 
 
 class Weather:
-    """lasts, pauses: between how many and how many seconds a fault lasts, and the time after it."""
+    """lasts, pauses: between how many and how many seconds a fault lasts, and the time after it. off(host): called while it is off."""
 
-    def __init__(self, lab, draw, lasts, pauses):
-        self.lab, self.draw, self.lasts, self.pauses = lab, draw, lasts, pauses
+    def __init__(self, lab, draw, lasts, pauses, off):
+        self.lab, self.draw, self.lasts, self.pauses, self.off = lab, draw, lasts, pauses, off
         self.log, self.error, self.planned = [], None, 0
         self._stop, self._delayed, self._lanes = threading.Event(), threading.Lock(), []
         self._addresses = iter(range(100, 250))
@@ -98,6 +98,7 @@ class Weather:
     def _break(self, kind, host):
         if kind == "reboot":
             self.lab.stop_host(host)
+            self.off(host)
         else:
             op, *more = {"reset": ["reject"], "loss": ["loss", LOSS], "rate": ["rate", RATE], "move": ["move", self._new_address()]}.get(kind, [kind])
             self.lab.fault(op, host, *more)
