@@ -31,7 +31,7 @@ class Fault:
 
 
 class Weather:
-    """lasts, pauses: between how many and how many seconds a fault lasts, and the time after it. off(host): called while it is off."""
+    """Faults over hosts. lasts, pauses: seconds from and to for a fault, and for the time after it. off(host): called while it is off."""
 
     def __init__(self, lab, draw, lasts, pauses, off):
         self.lab, self.draw, self.lasts, self.pauses, self.off = lab, draw, lasts, pauses, off
@@ -100,8 +100,8 @@ class Weather:
             self.lab.stop_host(host)
             self.off(host)
         else:
-            op, *more = {"reset": ["reject"], "loss": ["loss", LOSS], "rate": ["rate", RATE], "move": ["move", self._new_address()]}.get(kind, [kind])
-            self.lab.fault(op, host, *more)
+            more = {"loss": [LOSS], "rate": [RATE], "move": [self._new_address()]}.get(kind, [])
+            self.lab.fault("reject" if kind == "reset" else kind, host, *more)
 
     def _mend(self, kind, host):
         if kind == "reboot":
@@ -121,7 +121,8 @@ def seconds_of(spans):
 def without(spans, others):
     """Return the spans, (began, ended), less what lies in others."""
     for begins, ends in others:
-        spans = [part for began, ended in spans for part in ((began, min(ended, begins)), (max(began, ends), ended)) if part[0] < part[1]]
+        parts = [part for began, ended in spans for part in ((began, min(ended, begins)), (max(began, ends), ended))]
+        spans = [part for part in parts if part[0] < part[1]]
     return spans
 
 
