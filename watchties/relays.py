@@ -124,6 +124,7 @@ class Link:
             self.masters.go_on()
             if cut:
                 self.masters.renew()
+            await self.masters.ready()
         self.listener.up(self.far.name, self.breaker.answered(time.time()))
         return True
 

@@ -24,6 +24,7 @@ KEPT_OUT = re.compile(r"Permission denied \(|Host key verification failed|Too ma
 
 # ServerAliveInterval in seconds and CountMax: no slow link is declared dead while bytes move.
 ALIVE = {"short": (15, 4), "bulk": (30, 4)}
+ALIVE_OWN = (15, 4)  # sooner than bulk: the daemon does not know of it, and ends it not when it sees that the host is cut off
 OWN = "own"  # no shared connection: what is large travels on one of its own, or all that goes beside it would wait for it
 CONNECT = 20  # seconds for a new connection
 
@@ -97,7 +98,7 @@ def control_path(far, kind):
 
 
 def _words(kind):
-    interval, count = ALIVE["bulk" if kind == OWN else kind]
+    interval, count = ALIVE_OWN if kind == OWN else ALIVE[kind]
     settings = "BatchMode=yes", f"ConnectTimeout={CONNECT}", f"ServerAliveInterval={interval}", f"ServerAliveCountMax={count}"
     return [word for setting in settings for word in ("-o", setting)]
 
