@@ -99,7 +99,7 @@ class Lab:
     # ---- what can go wrong ----
 
     def fault(self, op, host, *args):
-        """Break or mend the network of a host; op as in lab/faults.sh: down up drop drop22 reject loss rate freeze thaw clear."""
+        """Break or mend the network of a host; op as in lab/faults.sh: down up drop drop22 reject loss rate kill move freeze thaw clear."""
         self._script("faults.sh", op, host, *map(str, args))
 
     def delay(self, ms, *hosts):

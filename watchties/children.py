@@ -29,6 +29,12 @@ async def end(process):
         await asyncio.wait([asyncio.ensure_future(process.wait())], timeout=ITS_END)
 
 
+def kill(process):
+    """Kill a program that is still there, and leave its end to whoever waits for it."""
+    if process.returncode is None:
+        process.kill()
+
+
 async def answer(process, stdin):
     """Return all that a program writes to standard output and to standard error; raise Unreachable if it never stops."""
     process.stdin.write(stdin)

@@ -37,6 +37,7 @@ log = logging.getLogger("watchties")
 class Daemon:
     """One daemon for one configuration. state: the state directory; hooks: rule name -> path of its hook; manager: of services."""
 
+    looks_at_all = True  # that a scan finds; else they are counted only
     def __init__(self, config, state, hooks, manager=None):
         self.config, self.state, self.hooks = config, state, hooks
         self.manager = manager or systemd.Manager()
@@ -187,7 +188,7 @@ class Daemon:
         began = time.monotonic()
         for job, names in self.watches[tree].scan():
             if markers.waiting(names):
-                self.engine.read(JobId(tree, job))
+                self.engine.read(JobId(tree, job), self.looks_at_all)
             if time.monotonic() - began > SLICE:
                 await asyncio.sleep(0)
                 began = time.monotonic()

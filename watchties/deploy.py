@@ -13,7 +13,7 @@ import shlex
 from dataclasses import dataclass
 from importlib import resources
 
-from watchties import relays
+from watchties import calls
 from watchties.errors import WatchtiesError
 
 STAMP = b"# Put here by `watchties deploy`, which overwrites it at the next call."
@@ -84,7 +84,7 @@ async def deploy(far, directories):
     if foreign := [paths[name] for name, same in zip(other, ours, strict=True) if not same]:
         raise Refused(f"host {far.name}: not put there by watchties, so left alone: {', '.join(foreign)}; move it away, then deploy again")
     done = await asyncio.gather(*(_put(home, paths[name], stamped(source(here)), found[name]) for name, here in FILES.items()))
-    answer, code = await relays.call(far, "sh scripts/agent.sh version")
+    answer, code = await calls.call(far, "sh scripts/agent.sh version")
     if code or answer.strip() != version():
         raise WatchtiesError(f"host {far.name}: agent.sh is in place, but does not run: {answer.strip() or f'exit code {code}'}")
     return Deployed(far.name, far.root, dict(zip(FILES, done, strict=True)), answer.strip())
@@ -105,7 +105,7 @@ async def _holds(home, path, content):
 async def _call(far, script, args, stdin=b""):
     """Run a script in the home of a host with arguments; return what it printed; raise WatchtiesError if it failed."""
     words = ["sh", "-c", f"stamp={shlex.quote(STAMP.decode())}; {script}", "deploy", *args]
-    out, code = await relays.call(far, f"{shlex.join(words)} 2>&1", stdin)
+    out, code = await calls.call(far, f"{shlex.join(words)} 2>&1", stdin)
     if code:
         raise WatchtiesError(f"host {far.name}: {(out.strip().splitlines() or [f'exit code {code}'])[-1]}")
     return out

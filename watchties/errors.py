@@ -55,6 +55,10 @@ class Unreachable(Transient):
     """A host as a whole does not answer, or its `compties` directory is not there; no job is to blame."""
 
 
+class NotLetIn(Unreachable):
+    """A host is there, but a login or a key is refused: knocking often does not help, and may have us banned there."""
+
+
 class NotNow(Transient):
     """The far side answers, and asks to come back later (quota, controller down, lock held)."""
 

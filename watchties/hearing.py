@@ -31,9 +31,9 @@ class Hearing:
         self.dirty[job_id] = None
         self.kick.set()
 
-    def read(self, job_id):
-        """Have a job looked at, and counted from now on as one that its host holds."""
-        if self._take(job_id):
+    def read(self, job_id, look=True):
+        """Have a job counted from now on as one that its host holds and, if so wished, looked at."""
+        if self._take(job_id) and look:
             self.touch(job_id)
 
     def has_read(self, tree):

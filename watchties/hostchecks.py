@@ -13,7 +13,7 @@ import os
 import shlex
 import time
 
-from watchties import relays, ssh
+from watchties import calls, ssh
 from watchties.checks import Finding
 from watchties.errors import WatchtiesError
 from watchties.hostanswers import judged, loud, number
@@ -116,7 +116,7 @@ async def one_host(host):
 async def _call(far, command):
     """Return what a command in a host's root printed, or the error."""
     try:
-        return (await relays.call(far, command, timeout=TIMEOUT))[0]
+        return (await calls.call(far, command, timeout=TIMEOUT))[0]
     except WatchtiesError as error:
         return error
 

@@ -10,7 +10,9 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 
 ALONE = "alone"  # the extra slot of jobs above the lane's size threshold, so that they hold up nobody
-PROBE_FIRST, PROBE_MAXIMUM = 5.0, 300.0  # seconds between two probes of a host that is down
+PROBE_FIRST, PROBE_MAXIMUM = 5.0, 30.0  # seconds between two probes of a host that is down: jobs wait no longer than this once it is up
+PROBE_SELDOM = 300.0  # the longest pause where it is up, but keeps us out
+STEADY = 60.0  # seconds a host must be up for its next failure to be taken for the first
 
 
 def backoff(count, first, maximum, draw=random.random):
@@ -154,31 +156,42 @@ class Hold:
 
 @dataclass
 class Breaker:
-    """Whether a host is up. Once it is down, one probe at a time is let through, seldomer and seldomer."""
+    """Whether a host is up. Once it is down, one probe at a time is let through, seldomer and seldomer.
+
+    A failure that the first probe cannot confirm was a false alarm. The first costs nothing but that probe; where they go on, each
+    one waits longer for it, or a hook that fails for another reason would have the host go down and up all day.
+    """
 
     reason: str = ""
     since: float = 0.0
     probes: int = 0
     next_probe: float = 0.0
+    up: float = float("-inf")
+    alarms: int = 0
 
     @property
     def down(self):
         return bool(self.reason)
 
     def failed(self, reason, now):
-        """Take note that the host did not answer; return whether that is news."""
-        news = not self.reason
-        if news:
-            self.since, self.probes = now, 0
-        elif now < self.next_probe:
+        """Take note that something could not reach the host; return whether that is news."""
+        if self.reason:
             return False  # one more run that had begun before
-        self.reason = reason
-        self.next_probe = now + backoff(self.probes, PROBE_FIRST, PROBE_MAXIMUM)
-        self.probes += 1
-        return news
+        self.alarms = self.alarms if now - self.up < STEADY else 0
+        self.reason, self.since, self.probes = reason, now, 0
+        self.next_probe = now + (backoff(self.alarms - 1, PROBE_FIRST, PROBE_MAXIMUM) if self.alarms else 0)
+        return True
 
-    def answered(self):
+    def probe_failed(self, reason, now, maximum=PROBE_MAXIMUM):
+        """Take note that a probe had no answer."""
+        self.since, self.reason = self.since if self.reason else now, reason
+        self.next_probe = now + backoff(self.probes, PROBE_FIRST, maximum)
+        self.probes += 1
+
+    def answered(self, now):
         """Take note that the host answered; return whether that is news."""
         news = bool(self.reason)
+        if news:
+            self.up, self.alarms = now, 0 if self.probes else self.alarms + 1
         self.reason, self.probes = "", 0
         return news

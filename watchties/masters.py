@@ -18,6 +18,7 @@ from watchties.lanes import backoff
 KINDS = tuple(ssh.ALIVE)
 AGAIN, SELDOM = 1.0, 60.0  # seconds before a connection that ended is opened again: first, and at most
 FORMER_ENDS = 5.0  # seconds for connections of a killed daemon to end
+READY, GLANCE = 10.0, 0.02  # seconds for both to be there, and between two looks
 LOOK, GREETS = 20.0, 10.0  # seconds between two looks at a connection, and for it to greet
 LONGEST = 80  # characters of a socket's path: the kernel takes 104, and ssh adds some of its own while it binds
 
@@ -45,6 +46,8 @@ class Masters:
 
     def __init__(self, far, problem):
         self.far, self.problem, self._processes = far, problem, {}
+        self._wanted, self._soon = asyncio.Event(), {kind: asyncio.Event() for kind in KINDS}
+        self._wanted.set()
 
     async def run(self):
         """Hold both until cancelled."""
@@ -58,21 +61,50 @@ class Masters:
 
     def renew(self):
         """End both, to be opened again: after an outage a connection that survived may stall for minutes in TCP's backoff."""
-        for process in self._processes.values():
+        for kind, process in self._processes.items():
             if process.returncode is None:
                 process.terminate()
-                asyncio.get_running_loop().call_later(FORMER_ENDS, _kill, process)
+                asyncio.get_running_loop().call_later(FORMER_ENDS, children.kill, process)  # one that hangs
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(_path(self.far, kind))  # nobody goes there any more
+            self._soon[kind].set()
+
+    def rest(self):
+        """End both, and open none: the host is down, and one that knocks there is enough."""
+        self._wanted.clear()
+        self.renew()
+
+    def go_on(self):
+        """Have both open again: the host is up."""
+        if not self._wanted.is_set():
+            self._wanted.set()
+            for soon in self._soon.values():
+                soon.set()
+
+    async def ready(self):
+        """Wait until both can be used, but not for long. Who comes sooner makes one of his own: once that is cut it hangs, and nobody
+        ends it."""
+        paths = [_path(self.far, kind) for kind in KINDS]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY):
+                while not all(map(os.path.lexists, paths)):
+                    await asyncio.sleep(GLANCE)
 
     async def _keep(self, kind):
         failures, loop = 0, asyncio.get_running_loop()
         while True:
+            await self._wanted.wait()
             began = loop.time()
             await self._end_former(kind)
             said = await self._hold(kind)
             failures = 0 if loop.time() - began > SELDOM else failures + 1
             if failures == 1 and said:
                 self.problem(f"the shared connection ({kind}) ended: {said[-1]}")
-            await asyncio.sleep(backoff(failures, AGAIN, SELDOM))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(backoff(failures, AGAIN, SELDOM)):
+                    await self._soon[kind].wait()
+                    failures = 0
+            self._soon[kind].clear()
 
     async def _hold(self, kind):
         """Open one connection and wait for its end; return what ssh said, as lines."""
@@ -90,15 +122,14 @@ class Masters:
 
     async def _end_if_hung(self, kind, process):
         """End a connection that takes channels and answers none (stopped, or its disk hangs): what waits there waits for ever."""
-        path = ssh.control_path(self.far, kind).replace("%%", "%")
-        while await _greets(path):
+        while await _greets(_path(self.far, kind)):
             await asyncio.sleep(LOOK)
         self.problem(f"the shared connection ({kind}) hangs; it is opened anew")
-        _kill(process)
+        children.kill(process)
 
     async def _end_former(self, kind):
         """End the connection that a daemon which was killed has left: nobody else would."""
-        path = ssh.control_path(self.far, kind).replace("%%", "%")
+        path = _path(self.far, kind)
         if os.path.lexists(path):
             with contextlib.suppress(Unreachable, TimeoutError):
                 await self._tell_to_end(kind)
@@ -141,9 +172,8 @@ async def _end(process):
             await children.end(process)
 
 
-def _kill(process):
-    if process.returncode is None:
-        process.kill()
+def _path(far, kind):
+    return ssh.control_path(far, kind).replace("%%", "%")
 
 
 async def _ssh(argv):

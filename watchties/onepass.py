@@ -132,15 +132,11 @@ class OnePass(Daemon):
 class Submitting(OnePass):
     """A pass over the jobs that are named, to SUBMITTED and no further."""
 
+    looks_at_all = False  # the others are counted: their hosts hold them
+
     def __init__(self, config, state, hooks, more):
         super().__init__(config, state, hooks, more)
         self.engine.dispatch.may = lambda job, rule: rule in TO_SUBMIT and job in self.wanted
-
-    def _first_scan(self):
-        """Nothing is read but the jobs that are named."""
-
-    def _rescan(self, tree):
-        """The same later."""
 
     def _announced(self, said):
         self._take_names()  # a name may have come after the listing had begun

@@ -12,12 +12,14 @@ import time
 from dataclasses import dataclass, field
 
 from watchties import children, ssh
-from watchties.errors import BadJobName, Unreachable, WatchtiesError
-from watchties.lanes import PROBE_MAXIMUM, Breaker
+from watchties.calls import call, knock, overtake
+from watchties.errors import BadJobName, NotLetIn, Unreachable, WatchtiesError
+from watchties.lanes import PROBE_MAXIMUM, PROBE_SELDOM, Breaker
 from watchties.model import CANCEL, COMPUTE, DONE, FAILED, MARKERS, PENDING, REQUESTS, TAKEN, WEB, check_job_name, depth, printable
 
-CALL_TIMEOUT = 60.0  # seconds for one short far command
 MISSED_BEATS = 4  # heartbeats without a line before a relay counts as dead
+DOUBTED_BEATS = 2  # heartbeats without a line before it does, if a new connection gets through meanwhile
+SSH_FAILED = 255  # as a relay's exit code: it was not the relay that ended
 RELAY_ENDS = 3  # seconds for a relay to end by itself
 RELAY_FAILURES = 3  # so many quick deaths, and the host's markers are listed instead
 MARKERS_OF = {WEB: (PENDING, CANCEL), COMPUTE: (DONE, FAILED)}
@@ -76,15 +78,19 @@ class Link:
         finally:
             await self._end_relay()
 
-    def failed(self, reason):
-        """Take note that a hook could not reach the host: probe now and with backoff, until it answers."""
+    def failed(self, reason, cut=False):
+        """Take note that the host could not be reached: probe now and with backoff, until it answers. cut: the shared connections are.
+
+        Where only a hook says so they stay: it may mean something else, and others' transfers would be cut for it.
+        """
         if self.breaker.failed(reason, time.time()):
             self.listener.down(self.far.name, reason)
-            if self.masters:
-                self.masters.renew()
+        if cut and self.masters:
+            self.masters.renew()
         self._wake.set()
-        if self._process and self._process.returncode is None:
-            self._process.stdin.close()  # a relay that is cut off must be started anew, and lists all that waits
+        if self._process and self._process.returncode is None:  # one that is cut off must be started anew, and lists all that waits
+            self._process.stdin.close()
+            asyncio.get_running_loop().call_later(RELAY_ENDS, children.kill, self._process)
 
     def list_again(self):
         """Ask for all that waits, now: a web host's relay is asked, a poll is brought forward; of a compute host the scheduler is."""
@@ -102,18 +108,24 @@ class Link:
         """Return whether the host answers now; wait for the next probe if it does not."""
         if self.breaker.down:
             until = self.breaker.next_probe - time.time()
-            await self._pause(min(PROBE_MAXIMUM, max(0.0, until)), wakes=False)  # the clock may have been set back
+            await self._pause(min(PROBE_SELDOM, max(0.0, until)), wakes=False)  # the clock may have been set back
         try:
-            _, code = await call(self.far, "sh scripts/agent.sh version")
+            code, cut = await knock(self.far, "sh scripts/agent.sh version")
             if code:
                 name = self.far.name
                 raise Unreachable(f"host {name}: {self.far.root}/scripts/agent.sh does not run; try: watchties deploy {name}")
         except WatchtiesError as error:
-            self.breaker.next_probe = 0
-            self.breaker.failed(str(error), time.time())
+            self.breaker.probe_failed(str(error), time.time(), PROBE_SELDOM if isinstance(error, NotLetIn) else PROBE_MAXIMUM)
             self.listener.down(self.far.name, str(error))  # also where it is no news: the reason may be another one by now
+            if self.masters:
+                self.masters.rest()
             return False
-        self.listener.up(self.far.name, self.breaker.answered())
+        if self.masters:
+            self.masters.go_on()
+            if cut:
+                self.masters.renew()
+            await self.masters.ready()
+        self.listener.up(self.far.name, self.breaker.answered(time.time()))
         return True
 
     async def _pause(self, seconds, wakes=True):
@@ -165,25 +177,27 @@ class Link:
         except Unreachable as error:
             self.failed(str(error))
             return
+        process = self._process
         beats = asyncio.create_task(self._send_beats())
         words = children.Words(self._process.stderr)
         try:
             await self._read(nonce)
         except TimeoutError:
-            self.failed(f"host {self.far.name}: its relay fell silent")  # before any job finds out the slow way
+            self.failed(f"host {self.far.name}: its relay fell silent", cut=True)  # before any job finds out the slow way
         except ValueError as error:
             self.listener.problem(self.far.name, f"the relay spoke nonsense ({error})")
         finally:
             beats.cancel()
             await self._end_relay()
             said = await words.last()
-        lived = time.monotonic() - began
-        self._failures = self._failures + 1 if lived < self.heartbeat else 0
+        lived, cut = time.monotonic() - began, self.breaker.down or process.returncode == SSH_FAILED
+        if not cut:
+            self._failures = self._failures + 1 if lived < self.heartbeat else 0
         if said:
             self.listener.problem(self.far.name, f"the relay ended: {said[-1]}")
-        if self._failures == RELAY_FAILURES:
+        if self._failures == RELAY_FAILURES and not cut:
             self.listener.problem(self.far.name, f"its relay does not run; markers are listed every {self.poll:g} s instead")
-        await asyncio.sleep(min(1.0, 0.1 * 2**self._failures))
+        await asyncio.sleep(min(1.0, 0.1 * 2**self._failures) if not cut else 1.0)
 
     async def _send_beats(self):
         while True:
@@ -201,8 +215,26 @@ class Link:
                 self._take(line)
 
     async def _next_line(self):
-        async with asyncio.timeout(self.heartbeat * MISSED_BEATS):
-            return await self._process.stdout.readline()
+        """Return the relay's next line. Raises TimeoutError if none comes for too long, sooner where a new connection gets through."""
+        line = asyncio.ensure_future(self._process.stdout.readline())
+        try:
+            await asyncio.wait([line], timeout=self.heartbeat * DOUBTED_BEATS)
+            if not line.done():
+                await self._in_doubt(line)
+            if not line.done():
+                raise TimeoutError
+            return line.result()
+        finally:
+            line.cancel()
+
+    async def _in_doubt(self, line):
+        """Wait for a line that is late; no longer, once it is certain that it is cut off."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.heartbeat * (MISSED_BEATS - DOUBTED_BEATS)):
+                with contextlib.suppress(WatchtiesError):
+                    if await overtake(self.far, "true", line) is not None:
+                        return
+                await asyncio.wait([line])
 
     def _take(self, line):
         try:
@@ -248,20 +280,3 @@ class Link:
 def trees_of(config, host):
     """Return tree -> (directory under the host's root, job pattern) of the trees that a host has."""
     return {name: (tree.path[host], tree.jobs) for name, tree in config.tree.items() if host == tree.web or host in tree.compute}
-
-
-async def call(far, command, stdin=b"", timeout=CALL_TIMEOUT):
-    """Run a short command in a host's root; return (its output, its exit code). Raises Unreachable."""
-    nonce = ssh.new_nonce()
-    pipe = asyncio.subprocess.PIPE
-    process = await children.start(ssh.argv(far, ssh.frame(nonce, far.root, command)), stdin=pipe, stdout=pipe, stderr=pipe)
-    try:
-        async with asyncio.timeout(timeout):
-            out, err = await children.answer(process, stdin)
-    except Unreachable as error:
-        raise Unreachable(f"host {far.name} did not answer: {error}; look at what its login and scripts/agent.sh print") from None
-    except TimeoutError:
-        raise Unreachable(f"host {far.name} did not answer within {timeout:g} s") from None
-    finally:
-        await children.end(process)
-    return ssh.unframe(nonce, far.name, out.decode("utf-8", "surrogateescape"), err.decode("utf-8", "replace"))

@@ -14,13 +14,17 @@ import secrets
 import shlex
 from dataclasses import dataclass
 
-from watchties.errors import Unreachable
+from watchties.errors import NotLetIn, Unreachable
 
 NO_ROOT = 69  # EX_UNAVAILABLE: the host answers but its compties directory cannot be entered
 
 
+# The last words of ssh(1) where a host is there, and it or we want nothing to do with each other.
+KEPT_OUT = re.compile(r"Permission denied \(|Host key verification failed|Too many authentication failures")
+
 # ServerAliveInterval in seconds and CountMax: no slow link is declared dead while bytes move.
 ALIVE = {"short": (15, 4), "bulk": (30, 4)}
+ALIVE_OWN = (15, 4)  # sooner than bulk: the daemon does not know of it, and ends it not when it sees that the host is cut off
 OWN = "own"  # no shared connection: what is large travels on one of its own, or all that goes beside it would wait for it
 CONNECT = 20  # seconds for a new connection
 
@@ -94,15 +98,15 @@ def control_path(far, kind):
 
 
 def _words(kind):
-    interval, count = ALIVE["bulk" if kind == OWN else kind]
+    interval, count = ALIVE_OWN if kind == OWN else ALIVE[kind]
     settings = "BatchMode=yes", f"ConnectTimeout={CONNECT}", f"ServerAliveInterval={interval}", f"ServerAliveCountMax={count}"
     return [word for setting in settings for word in ("-o", setting)]
 
 
-def argv(far, text):
-    """Return the argument vector that runs the shell text `text` in the home of the user who works on a host."""
+def argv(far, text, kind="short"):
+    """Return the argument vector that runs the shell text `text` in the home of the user who works on a host; kind: as in `login`."""
     words = become(far) + ["sh", "-c", "cd 2>/dev/null; " + text]
-    return [*login(far), shlex.join(words)] if far.ssh else words
+    return [*login(far, kind), shlex.join(words)] if far.ssh else words
 
 
 def become(far):
@@ -132,7 +136,7 @@ def unframe(nonce, host, out, err=""):
     match = re.search(rf"^={nonce} begin\n(.*)\n={nonce} end (\d+)$", out, re.DOTALL | re.MULTILINE)
     said = (err.strip().splitlines() or ["no answer"])[-1]
     if not match:
-        raise Unreachable(f"host {host} did not answer: {said}")
+        raise (NotLetIn if KEPT_OUT.search(said) else Unreachable)(f"host {host} did not answer: {said}")
     if int(match[2]) == NO_ROOT:
         raise Unreachable(f"host {host} is there, but its compties directory is not: {said}")
     return match[1], int(match[2])

@@ -187,3 +187,18 @@ def test_the_line_for_cron_is_silent_and_does_its_work(site, tmp_path):
     done = subprocess.run(["/bin/sh", "-c", command], env=env, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and site.marker("ann/one")[0] == "SUBMITTED"
     (site.compute / "ann/one/go").touch()
+
+
+def test_a_job_that_is_named_finds_a_host_that_holds_as_many_as_it_may(tmp_path):
+    site = Site(tmp_path, max_running=1)
+    site.drop("ann/held", HELD_JOB)
+    one(site)
+    assert site.marker("ann/held")[0] == "SUBMITTED"
+    site.drop("bob/named")
+    submit = [os.path.join(os.path.dirname(PROGRAM), "submit_ties_jobs")]
+    done = subprocess.run(submit, input="bob/named\n", env=site.environment(), capture_output=True, text=True, timeout=60)
+    assert site.marker("bob/named")[0] == "PENDING" and not site.runs("bob/named"), done
+    has_ended(site, "ann/held")
+    one(site)
+    wait_for(lambda: one(site) and site.marker("bob/named")[0] == "DONE", 30)
+    assert site.runs("ann/held") == site.runs("bob/named") == 1

@@ -6,7 +6,7 @@ import pytest
 from site_kit import Site
 from sshd_kit import Sshd, keygen
 
-from watchties import relays, ssh
+from watchties import calls, ssh
 from watchties.errors import Unreachable
 
 
@@ -15,7 +15,7 @@ def far(sshd, root="."):
 
 
 def call(sshd, command, **more):
-    return asyncio.run(relays.call(far(sshd), command, **more))
+    return asyncio.run(calls.call(far(sshd), command, **more))
 
 
 @pytest.fixture

@@ -58,6 +58,7 @@ prepare() {
     done
     [ -f "$here/ssh/key" ] || ssh-keygen -q -t ed25519 -N '' -C "$host" -f "$here/ssh/key"
     echo "$address $host" | tee "$here/address" >>"$LAB/hosts"
+    echo "02:00:00:00:00:${address##*.}" >"$here/card"
     echo "$host,$address $(cut -d' ' -f1,2 "$here/ssh/key.pub")" >>"$LAB/known_hosts"
     cat >"$here/ssh/sshd_config" <<C
 HostKey /etc/ssh/key
@@ -85,7 +86,7 @@ start() {
     pid=$(pid_of "$host")
     enter lan
     # A machine keeps its hardware address when it is switched on again, or its neighbours would look for the former one.
-    "${inside[@]}" ip link add "p-$host" type veth peer name eth0 address "02:00:00:00:00:${address##*.}" netns "$pid"
+    "${inside[@]}" ip link add "p-$host" type veth peer name eth0 address "$(cat "$LAB/$host/card")" netns "$pid"
     "${inside[@]}" ip link set "p-$host" master br0 up
     nsenter "--net=/proc/$pid/ns/net" sh -eu -c "
         ip link set lo up; ip addr add $address/24 dev eth0; ip link set eth0 up"
@@ -134,6 +135,8 @@ inside() {
     trap : TERM INT HUP
     hostname "$host"
     mount -t tmpfs -o mode=755 tmpfs "$here/seen"
+    cat /proc/sys/kernel/random/uuid >"$here/seen/boot_id" # a host that was switched off and on again has booted
+    mount --bind "$here/seen/boot_id" /proc/sys/kernel/random/boot_id
     stage "$host"
     mkdir -p "$here"/seen/{etc,var}.{upper,work}
     for name in etc var; do

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 DAEMON = ["daemon", "engine", "dispatch", "watch", "relays", "lanes", "runner", "runs", "journal", "record", "markers", "decide", "teller",
-          "onepass", "follow", "statelock", "systemd", "serve", "unit", "masters", "children"]  # fmt: skip
+          "onepass", "follow", "statelock", "systemd", "serve", "unit", "masters", "children", "calls"]  # fmt: skip
 HOOKS = ["hookkit", "transfer", "meter", "agent", "submission", "manifest", "judge", "resources", "standing", "mail", "letter", "retry",
          "shell", "schedulers.shell", "schedulers.lsf", "schedulers.pbs"]  # fmt: skip
 PURE = ["model", "errors", "decide", "outcomes"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watchties.lanes import ALONE, PROBE_MAXIMUM, Alarms, Breaker, FairQueue, Hold, Lane, backoff
+from watchties.lanes import ALONE, PROBE_MAXIMUM, PROBE_SELDOM, STEADY, Alarms, Breaker, FairQueue, Hold, Lane, backoff
 
 
 def test_users_take_turns():
@@ -104,17 +104,37 @@ def test_backoff_doubles_up_to_its_maximum_and_never_waits_longer(count, jitter)
     assert 0.75 * whole <= pause <= whole
 
 
-def test_the_breaker_tells_news_once_and_probes_seldomer():
+def test_the_breaker_tells_news_once_and_probes_at_once_and_then_seldomer():
     breaker = Breaker()
-    assert breaker.failed("no route", 100.0) and breaker.down and breaker.since == 100.0
+    assert breaker.failed("no route", 100.0) and breaker.down and (breaker.since, breaker.next_probe) == (100.0, 100.0)
     assert not breaker.failed("no route", 100.1)  # a run that had begun before
     pauses, now = [], 100.0
     for _ in range(12):
+        breaker.probe_failed("still no route", now)
         pauses.append(breaker.next_probe - now)
         now = breaker.next_probe
-        assert not breaker.failed("still no route", now)
     assert pauses[0] <= 5 and 0.75 * PROBE_MAXIMUM <= pauses[-1] <= PROBE_MAXIMUM
-    assert breaker.answered() and not breaker.down and not breaker.answered()
+    assert breaker.since == 100.0 and breaker.answered(now) and not breaker.down and not breaker.answered(now)
+    assert breaker.failed("no route again", now + 1) and breaker.next_probe == now + 1  # it was no false alarm: the next is taken as seriously
+
+
+def test_false_alarms_that_go_on_are_looked_into_seldomer_and_seldomer():
+    breaker, now, pauses = Breaker(), 100.0, []
+    for _ in range(8):
+        assert breaker.failed("the agent said nothing", now)
+        pauses.append(breaker.next_probe - now)
+        assert breaker.answered(breaker.next_probe)
+        now = breaker.next_probe + 1
+    assert pauses[0] == 0 and pauses[1] <= 5 and 0.75 * PROBE_MAXIMUM <= pauses[-1] <= PROBE_MAXIMUM
+    assert breaker.failed("much later", now + STEADY) and breaker.next_probe == now + STEADY
+
+
+def test_a_host_that_keeps_us_out_is_left_alone_for_longer():
+    breaker, now = Breaker(), 100.0
+    for _ in range(12):
+        breaker.probe_failed("Permission denied", now, PROBE_SELDOM)
+        pause, now = breaker.next_probe - now, breaker.next_probe
+    assert pause >= 0.75 * PROBE_SELDOM > PROBE_MAXIMUM
 
 
 @pytest.mark.parametrize("parallel", [1, 2, 5])

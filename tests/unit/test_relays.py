@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from watchties import children, relays
+from watchties import calls, children, relays
 from watchties.errors import Unreachable
 from watchties.relays import Link, Listener
 from watchties.ssh import Far
@@ -84,7 +84,7 @@ def test_a_program_that_cannot_be_started_here_is_said_in_one_line(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     far = Far("b01", ssh="b01")
     with pytest.raises(Unreachable, match="^ssh cannot be started here: No such file or directory$"):
-        asyncio.run(relays.call(far, "true"))
+        asyncio.run(calls.call(far, "true"))
     heard = Heard()
     asyncio.run(Link(far, "compute", {}, "relay", 60.0, 5.0, heard)._relay_once())
     assert heard.all("down") == [["b01", "ssh cannot be started here: No such file or directory"]]
@@ -107,5 +107,5 @@ def test_a_host_that_never_stops_talking_does_not_fill_the_memory(tmp_path, monk
     monkeypatch.setattr(children, "MOST", 1 << 20)
     for flood in "cat /dev/zero", "cat /dev/zero >&2":
         with pytest.raises(Unreachable, match="^host vision did not answer: it said more than 1 MB; look at what its login"):
-            asyncio.run(relays.call(Far("vision", root=str(tmp_path)), flood))
-    assert asyncio.run(relays.call(Far("vision", root=str(tmp_path)), "cat; exit 3", b"x" * 900_000)) == ("x" * 900_000, 3)
+            asyncio.run(calls.call(Far("vision", root=str(tmp_path)), flood))
+    assert asyncio.run(calls.call(Far("vision", root=str(tmp_path)), "cat; exit 3", b"x" * 900_000)) == ("x" * 900_000, 3)
