@@ -22,6 +22,7 @@ CHANGES = [
     (re.compile(r"/(claim|intent)\.[^/]+$"), r"/\1.RUN"),
     (re.compile(r"/begun\.[^/]+$"), "/begun.WRAPPER"),
     (re.compile(r"/\.(?!watchties\.)(.+)\.[A-Za-z0-9]{6}$"), r"/.\1.XXXXXX"),  # rsync's
+    (re.compile(r"(/\.watchties\.coming/[^/]+)/(.+)\.[A-Za-z0-9]{6}$"), r"\1/\2.XXXXXX"),
     (re.compile(r"/(\.?)[^/]+\.[0-9]+\.[0-9a-f]{12}\.eml"), r"/\1LETTER.eml"),
     (re.compile(r"/(\.?)notice-[0-9a-f]+"), r"/\1notice-N"),
     (re.compile(r"\.slow\.[0-9]+$"), ".slow.PID"),
