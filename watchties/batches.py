@@ -7,15 +7,20 @@ Must not know: rsync's options (transfer.py), why something travels, what become
 import os
 import re
 import shlex
+import stat
 
 from watchties import durable, manifest, retry, shell
 from watchties.errors import NotNow, Unreachable
 from watchties.model import depth
-from watchties.transfer import AGAIN, PARTIAL, RsyncFailed, rsync
+from watchties.transfer import AGAIN, PARTIAL, RESOURCES, RsyncFailed, rsync
 
 VANISHED = 24
 # rsync makes a file that it receives with no permission for group and others (its receiver.c, INITACCESSPERMS); ours, of course.
-NOBODY_ELSES = '-user "$(id -u)" ' + " ".join(f"! -perm -0{bit}" for bit in ("40", "20", "10", "4", "2", "1"))
+FOR_OTHERS = 0o77
+FIND_CUT = (  # GNU's find, stat and busybox's
+    "LC_ALL=C find {} -type f -name '.?*.??????' -user \"$(id -u)\" ! -path '*[[:cntrl:]]*' -exec stat -c '%a %s %Y %n' {{}} +"
+)
+STATUS = re.compile("([0-7]+) ([0-9]+) ([0-9]+) (.+)")
 TEMPORARY = re.compile(r"\.(.+)\.[A-Za-z0-9]{6}")  # rsync's name for a file that is being received
 
 
@@ -55,7 +60,7 @@ def _once(route, jobs, names, broken, **how):
     try:
         return rsync(route, names, **how)
     except (RsyncFailed, Unreachable) as error:
-        broken[:] = jobs if getattr(error, "kind", AGAIN) == AGAIN and not how["inward"] else broken
+        broken[:] = jobs if getattr(error, "kind", AGAIN) in (AGAIN, RESOURCES) and not how["inward"] else broken
         raise
 
 
@@ -78,24 +83,35 @@ def take_up_cut(route, jobs):
     """
     here = {f"{route.data}/{job.job}": job.dir for job in jobs}
     for some in shell.chunks(list(here)):
-        text = f"LC_ALL=C find {shlex.join(some)} -type f -name '.?*.??????' {NOBODY_ELSES} ! -path '*[[:cntrl:]]*' -print"
-        found = shell.far(route.far, text, timeout=600).out.split("\n")
-        moves = [move for path in found for root in some if path.startswith(root + "/") and (move := _as_partial(root, path, here[root]))]
+        found = shell.far(route.far, FIND_CUT.format(shlex.join(some)), timeout=600).out.split("\n")
+        told = [match.groups() for line in found if (match := STATUS.fullmatch(line))]
+        moves = [move for *status, path in told for root in some
+                 if path.startswith(root + "/") and (move := _as_partial(root, path, status, here[root]))]  # fmt: skip
         for few in shell.chunks(moves):
             shell.far(route.far, "; ".join(few))
 
 
-def _as_partial(root, path, here):
+def _as_partial(root, path, status, here):
     """Return shell text that keeps rsync's temporary file `.NAME.XXXXXX` as what it has of NAME, or "" for any other file.
 
     A name that is no UTF-8 cannot stand in a command (shell.run), nor one that is too long: it is left, and carried anew."""
     folder, name = os.path.split(path.removeprefix(root + "/"))
     match = None if re.search("[\udc80-\udcff]", path) else TEMPORARY.fullmatch(name)
-    if not match or os.path.lexists(os.path.join(here, folder, name)) or not os.path.isfile(os.path.join(here, folder, match[1])):
+    if not match or os.path.lexists(os.path.join(here, folder, name)) or not _is_of(os.path.join(here, folder, match[1]), *status):
         return ""
     keep = os.path.join(root, folder, manifest.PARTIAL)
     move = f"mkdir -p {shlex.quote(keep)} && mv -f {shlex.quote(path)} {shlex.quote(os.path.join(keep, match[1]))}"
     return move if shell.fits(move) else ""
+
+
+def _is_of(path, mode, size, mtime):
+    """Return whether a temporary file can be one of the file `path`: still nobody else's, or whole, and about to be renamed."""
+    try:
+        there = os.lstat(path)
+    except OSError:
+        return False
+    whole = (int(size), int(mtime)) == (there.st_size, there.st_mtime_ns // 10**9)
+    return stat.S_ISREG(there.st_mode) and (whole or not int(mode, 8) & FOR_OTHERS)
 
 
 def _by_job(jobs, listed, levels):

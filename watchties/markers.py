@@ -9,6 +9,7 @@ put back if it was not. Whoever finds a leftover under the hidden name puts it b
 Functions that write are plans (durable.py).
 """
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass, field
@@ -87,6 +88,7 @@ def publish(job_dir, state, fields):
     _move_junk_aside(final)
     os.rename(new, final)
     _remove_states(job_dir, but=state)
+    _remove_unpublished(job_dir)
     yield [job_dir]
 
 
@@ -194,6 +196,13 @@ def _remove_states(job_dir, but=""):
                 os.unlink(path)
             except FileNotFoundError:
                 pass
+
+
+def _remove_unpublished(job_dir):
+    """Remove what a crash has left under a marker's hidden name: nobody else is publishing."""
+    for name in PENDING, *STATES:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(job_dir, NEW + name))
 
 
 def _move_junk_aside(path):

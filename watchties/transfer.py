@@ -48,7 +48,7 @@ EXIT_CODES = {  # rsync(1), EXIT VALUES; 124 to 127 and 255 are the remote shell
     10: (AGAIN, "the connection broke"),
     11: (PARTIAL, "a file could not be read or written: is the disk full?"),
     12: (AGAIN, "the stream broke off: lost connection, a login that prints, no rsync there, or a full disk"),
-    13: (PERMANENT, "rsync's own diagnostics failed"),
+    13: (AGAIN, "one of its processes was killed, or could not say what is wrong"),
     14: (RESOURCES, "no process or pipe to be had"),
     16: (RESOURCES, "it was told to stop"),
     19: (RESOURCES, "it was told to stop"),

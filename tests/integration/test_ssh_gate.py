@@ -113,9 +113,8 @@ FRAMED = [
     "sh scripts/agent.sh list .. 2 PENDING", "sh scripts/agent.sh list user_data 2 '$(id)'",
     "sh scripts/agent.sh identify user_data/../..", "sh scripts/agent.sh publish /etc", "sh ../agent.sh version",
     "sh scripts/agent.sh claim user_data r",
-    *(f"LC_ALL=C find {where} -type f -name '.?*.??????' {batches.NOBODY_ELSES} ! -path '*[[:cntrl:]]*' -print"
-      for where in ("/etc", "user_data/../..", "-delete", "user_data/a /etc", "$(id)")),
-    f"LC_ALL=C find user_data/a -type f -name '.?*.??????' {batches.NOBODY_ELSES} ! -path '*[[:cntrl:]]*' -delete",
+    *(batches.FIND_CUT.format(where) for where in ("/etc", "user_data/../..", "-delete", "user_data/a /etc", "$(id)")),
+    batches.FIND_CUT.format("user_data/a").replace("stat", "id"), batches.FIND_CUT.format("user_data/a") + " -delete",
     "[ -r scripts/agent.sh ] || exit 68; exec id", "exec sh scripts/agent.sh version",
     "find user_data/a -type d -name .watchties.partial -prune -exec id {} +",
     "find user_data -type d -name .watchties.partial -prune -exec rm -rf {} +",

@@ -285,3 +285,19 @@ def test_a_wrapper_killed_anywhere_is_never_run_twice(host, tmp_path, when):
         if code == 0:
             return
     pytest.fail("the wrapper has more steps than were tried")
+
+
+@every_shell
+def test_status_tidies_what_killed_ones_have_left(host):
+    """Killed before the last rename: the wrapper leaves its marker's hidden name, submit its files of passage."""
+    where, hidden = command(host, "a/e", "#!/bin/sh\n: >running\nexec sleep 60\n"), ".watchties.new.DONE"
+    wrapper = host.begin("a/e")
+    for path in (here := host.place("a/e")) / "out", here / "err", here / "reply.new", where / hidden:
+        path.touch()
+    assert host.status("a/e")[0] == "begun" and (where / hidden).exists() and (here / "out").exists()  # nobody has ended
+    (here / "exit").write_text("code=0\nwhole=yes\n")
+    assert host.status("a/e")[0] == "exit" and (where / hidden).exists()  # it may be about to rename it
+    os.killpg(wrapper.pid, signal.SIGKILL)
+    wrapper.wait()
+    assert host.status("a/e")[0] == "exit"
+    assert not list(where.glob(".watchties.new.*")) and not {"out", "err", "reply.new"} & {p.name for p in here.iterdir()}

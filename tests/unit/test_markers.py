@@ -365,3 +365,11 @@ def test_markers_say_what_people_need_in_order(tmp_path):
     lines = (tmp_path / FAILED).read_text().splitlines()
     assert lines == ["state=FAILED", "attempt=1", "token=t1", "host=b1", "id=7", "cause=exit", "reason=exit code 3 and more"]
     assert markers.look(tmp_path).markers[FAILED].ns <= time.time_ns()
+
+
+def test_what_a_crash_left_under_a_hidden_name_goes_with_the_next_state(tmp_path):
+    """Killed right after the link of our own PENDING, or before the rename of a state."""
+    for name in PENDING, SUBMITTED:
+        (tmp_path / f".watchties.new.{name}").touch()
+    carry_out(markers.publish(tmp_path, DONE, {"state": DONE}))
+    assert [path.name for path in tmp_path.iterdir()] == [DONE]

@@ -1494,6 +1494,7 @@ do_status() { # DATA [QUERY]
         every status_left
         [ -z "$left" ] || cancel_waits
         every status_tell
+        remove_garbage
     done
     [ -z "$ended" ] || { set_chunk "$ended" && must_be_durable; } # what has ended is acted upon from now on
     [ -z "$query" ] || tell_query
@@ -1564,6 +1565,7 @@ status_tell() { # JOB ATTEMPT TOKEN
     exitcode=0*) ;;
     exit* | begun* | submitted*) [ ! -s "$a/said" ] || tail -c 20000 "$a/said" | tail -n 20 | mark_lines "${TAB}e" ;; # why, in the scheduler's words
     esac
+    case $state$alive in exit | *no) status_tidy ;; esac
 }
 
 # status_none: nothing is known of it. Where claims have left their lock the tree is there, and somebody has removed the attempt
@@ -1577,6 +1579,23 @@ status_none() {
 status_exit() {
     ended=$ended$job$NL
     [ "$f_host" != "$this_host" ] || [ "$f_boot" = "$this_boot" ] || text="$text${TAB}rebooted=1"
+}
+
+# status_tidy: it has ended; what a submit or a wrapper that was killed has left under names of passage goes
+status_tidy() {
+    [ ! -e "$a/out" ] && [ ! -e "$a/reply.new" ] || garbage=$garbage$a/out$NL$a/err$NL$a/reply.new$NL
+    [ -e "$dir/.watchties.new.DONE" ] || [ -e "$dir/.watchties.new.FAILED" ] || return 0
+    where=''
+    read_fields "$a/begun" && where_begun
+    case $where in
+    gone) ;;
+    here) # it may be about to rename it
+        scan_processes
+        ! session_lives "$f_session" "$f_leader" || return 0
+        ;;
+    *) return 0 ;;
+    esac
+    garbage=$garbage$dir/.watchties.new.DONE$NL$dir/.watchties.new.FAILED$NL
 }
 
 # status_begun: it has begun, as far as the files say; is it alive? Its end may be written while we look
