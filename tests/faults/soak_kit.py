@@ -241,7 +241,7 @@ class Soak:
     def _growth(self):
         """The second half, in which the daemon lives: its second row beside its last one. A short soak has no such rows."""
         rows = [row for row in self.rows if row.jobs > self.count / 2]
-        if len(rows) < 4:
+        if len(rows) < 4 or self.each < 500:
             return
         first, last = rows[1], rows[-1]
         thousands = (last.jobs - first.jobs) / 1000
