@@ -53,16 +53,18 @@ def pytest_terminal_summary(terminalreporter):
     lines = [(r.nodeid.partition("tests/")[2], text) for r in reports for name, text in r.user_properties if name == "figure"]
     if lines:
         terminalreporter.section("figures")
-        terminalreporter.line(f"{time.strftime('%Y-%m-%d')}, commit {_commit()}, {_machine()}")
+        terminalreporter.line(f"{time.strftime('%Y-%m-%d')}, commit {commit()}, {machine()}")
         for test, text in sorted(lines):
             terminalreporter.line(f"{test}: {text}")
 
 
-def _commit():
+def commit():
+    """Return the commit that is tested, with -dirty if it is not that alone."""
     words = ["git", "-C", os.path.dirname(__file__), "describe", "--always", "--dirty", "--exclude=*"]
     return subprocess.run(words, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
-def _machine():
+def machine():
+    """Return what figures depend on, in words."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / (1 << 30)
     return f"{os.cpu_count()} cores, {memory:.0f} GB, Linux {os.uname().release}, load {os.getloadavg()[0]:.1f}"
