@@ -128,7 +128,7 @@ class Run:
 
     def _write(self, rows):
         lines = [
-            json.dumps({"tree": job.tree, "job": job.job, "outcome": outcome, "reason": one_line(reason), "fields": fields})
+            json.dumps({"tree": job.tree, "job": job.job, "outcome": outcome, "reason": _words(reason), "fields": fields})
             for job, outcome, reason, fields in rows
         ]
         with open(self.result, "ab") as file:
@@ -136,7 +136,7 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
         for job, outcome, reason, _ in rows:
-            print(f"{job.id}: {outcome}" + (f": {one_line(reason)}" if reason else ""))
+            print(f"{job.id}: {outcome}" + (f": {_words(reason)}" if reason else ""))
 
     def unsettled(self):
         """Return the jobs of which nothing has been said yet."""
@@ -154,9 +154,17 @@ class Run:
         times = int(job.fields.get("not_carried") or 0) + 1
         print("\n".join(error.details()) if isinstance(error, CommandFailed) else error)
         if getattr(error, "transient", True) or times < FEW_TIMES:
-            self.retry(job, error, not_carried=times, full=getattr(error, "full", ""))
+            full = getattr(error, "full", "")
+            self.retry(job, error, not_carried=times, **({"full": full} if full else {}))
         else:
             self.failed(job, error, cause="infrastructure")
+
+
+def _words(reason):
+    """Return a reason, which may be an error, for people: of a file that cannot be used why, and its name, no number."""
+    if isinstance(reason, OSError) and reason.strerror and reason.filename:
+        return one_line(f"{reason.strerror}: {reason.filename}")
+    return one_line(reason)
 
 
 def _read(path):

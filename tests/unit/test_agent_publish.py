@@ -280,3 +280,19 @@ def test_a_lock_that_is_no_plain_file_is_told_and_neither_followed_nor_waited_fo
         assert "is no plain file: remove it" in agent.err and len(agent.err.splitlines()) == 1
         lock.rmdir() if lock.is_dir() and not lock.is_symlink() else lock.unlink()
     assert not (tmp_path / "made").exists()
+
+
+@every_shell
+def test_a_batch_is_renamed_whole_on_a_host_without_perl(agent, tmp_path):
+    """There a program is started for each job; with perl one for all (rename_all)."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for folder in map(Path, os.environ["PATH"].split(":")):
+        for tool in folder.iterdir() if folder.is_dir() else ():
+            if tool.name != "perl" and not (tools / tool.name).exists():
+                (tools / tool.name).symlink_to(tool)
+    agent.env["PATH"] = str(tools)
+    jobs = [*HOSTILE, *(f"u/a rather long name of job number {n}" for n in range(30))]
+    ids = {job: request(make_job(agent.data, job)) for job in jobs}
+    assert agent.publish(*[marker(job, accepted=ids[job]) for job in jobs]) == [[job, "ok", "-", "-"] for job in jobs]
+    assert all(states(agent.data / job) == {"SUBMITTED"} for job in jobs)
