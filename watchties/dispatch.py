@@ -112,7 +112,8 @@ class Dispatch:
         rule = self.rules[batch.lane.rule]
         lines = [self.line(self.jobs.get(i), start, batch.run, i in batch.plans) for i, start in begun.items()]
         try:
-            run = self.dirs.prepare(batch.run, rule.name, batch.lane.host, batch.slot, lines, rule.timeout, self.hooks[rule.name])
+            run = self.dirs.prepare(batch.run, rule.name, batch.lane.host, batch.slot, lines, rule.timeout, self.hooks[rule.name],
+                                    places=fire.touches(rule))  # fmt: skip
         except OSError:
             self._unlock(begun, batch.run)
             batch.lane.busy.discard(batch.slot)
@@ -134,7 +135,8 @@ class Dispatch:
 
     def release(self, run):
         """Let go of what a run has held, now that its outcome is on disk; return its jobs."""
-        self.lane(run.rule, run.host).busy.discard(run.slot)
+        if run.rule in self.rules:
+            self.lane(run.rule, run.host).busy.discard(run.slot)
         self._unlock(run.ids(), run.id)
         self.dirs.forget(run)
         return run.ids()
@@ -216,7 +218,7 @@ class Dispatch:
     def take_over(self, take):
         """Take in what runs of an earlier daemon have left; those still at work keep their jobs busy. take(JobId): to have it in hand."""
         for run in self.dirs.left_over():
-            if run.rule not in self.rules:
+            if run.rule not in self.rules and self.dirs.is_free(run.lock):
                 self.dirs.forget(run)
             elif not (self.dirs.is_free(run.lock) and self._taken_in(run)):
                 for job_id in run.ids():
@@ -234,9 +236,14 @@ class Dispatch:
 
     def adopt(self, run):
         """Take up a run of an earlier daemon that is still at work: its jobs stay busy until it ends."""
-        self.lane(run.rule, run.host).busy.add(run.slot)
+        known = run.rule in self.rules  # its hook goes on where the rule is gone: what it touches stays locked
+        if known:
+            self.lane(run.rule, run.host).busy.add(run.slot)
+        else:
+            self.tell.problem(f"run {run.id}", f"there is no rule {run.rule} any more; its hook is at work still, and is waited for")
+        places = run.places or (fire.touches(self.rules[run.rule]) if known else ())
         for job in filter(None, map(self.jobs.get, run.ids())):
-            job.busy |= dict.fromkeys(fire.touches(self.rules[run.rule]), run.id)
+            job.busy |= dict.fromkeys(places, run.id)
         self._spawn(self._await_orphan(run))
 
     async def _await_orphan(self, run):

@@ -15,6 +15,9 @@ from watchties.model import PENDING, SUBMITTED, JobId, user_of
 from watchties.seen import Seen, WebHint
 
 
+EMPTY = record.Record()
+
+
 @dataclass
 class Job:
     """One job in hand.
@@ -84,6 +87,7 @@ class Jobs:
     def __init__(self, roots):
         self.roots, self._jobs = roots, {}
         self.attempts = Counter()  # host -> attempts that it may hold
+        self._aside = {}  # JobId -> the record of a job that is counted, and not in hand
 
     def __len__(self):
         return len(self._jobs)
@@ -103,7 +107,14 @@ class Jobs:
             refuse_links(self.roots[job_id.tree], job_id.job)
             job = self._jobs[job_id] = Job(job_id, where, record.load(where), lies_on=lies_on(self.roots[job_id.tree], where))
             self._count(job.record, 1)
+            self._count(self._aside.pop(job_id, EMPTY), -1)
         return job
+
+    def count(self, job_id):
+        """Count what hosts hold of a job that is not in hand. Raises as take() does."""
+        if job_id not in self._jobs and job_id not in self._aside:
+            self._aside[job_id] = record.load(self.directory(job_id))
+            self._count(self._aside[job_id], 1)
 
     def directory(self, job_id):
         """Return where a job lies in the mirror."""

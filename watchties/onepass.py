@@ -12,7 +12,7 @@ import asyncio
 import os
 from collections import Counter
 
-from watchties import record, systemd
+from watchties import markers, record, systemd
 from watchties.daemon import Daemon
 from watchties.errors import BadJobName, WatchtiesError
 from watchties.model import PENDING, JobId, check_job_name, printable
@@ -137,7 +137,18 @@ class Submitting(OnePass):
         self.engine.dispatch.may = lambda job, rule: rule in TO_SUBMIT and job in self.wanted
 
     def _first_scan(self):
-        """Nothing is read but the jobs that are named."""
+        """Nothing is looked at but the jobs that are named; the others are counted, where a host may hold only so many."""
+        bounded = {name for name, host in self.config.host.items() if getattr(host, "max_running", None) is not None}
+        for tree, watch in self.watches.items():
+            for job, names in watch.scan() if bounded & {*self.config.tree[tree].compute} else ():
+                if markers.waiting(names):
+                    self._count(JobId(tree, job))
+
+    def _count(self, job_id):
+        try:
+            self.engine.jobs.count(job_id)
+        except (WatchtiesError, OSError) as error:
+            self.teller.refuse(job_id, str(error))
 
     def _rescan(self, tree):
         """The same later."""
