@@ -112,7 +112,8 @@ class Dispatch:
         rule = self.rules[batch.lane.rule]
         lines = [self.line(self.jobs.get(i), start, batch.run, i in batch.plans) for i, start in begun.items()]
         try:
-            run = self.dirs.prepare(batch.run, rule.name, batch.lane.host, batch.slot, lines, rule.timeout, self.hooks[rule.name])
+            run = self.dirs.prepare(batch.run, rule.name, batch.lane.host, batch.slot, lines, rule.timeout, self.hooks[rule.name],
+                                    places=fire.touches(rule))  # fmt: skip
         except OSError:
             self._unlock(begun, batch.run)
             batch.lane.busy.discard(batch.slot)
@@ -139,7 +140,8 @@ class Dispatch:
 
     def release(self, run):
         """Let go of what a run has held, now that its outcome is on disk; return its jobs."""
-        self.lane(run.rule, run.host).busy.discard(run.slot)
+        if run.rule in self.rules:
+            self.lane(run.rule, run.host).busy.discard(run.slot)
         self._unlock(run.ids(), run.id)
         self.dirs.forget(run)
         return run.ids()
@@ -221,7 +223,7 @@ class Dispatch:
     def take_over(self, take):
         """Take in what runs of an earlier daemon have left; those still at work keep their jobs busy. take(JobId): to have it in hand."""
         for run in self.dirs.left_over():
-            if run.rule not in self.rules:
+            if run.rule not in self.rules and self.dirs.is_free(run.lock):
                 self.dirs.forget(run)
             else:
                 for job_id in run.ids():
@@ -241,9 +243,14 @@ class Dispatch:
 
     def _lock(self, run):
         """Take the slot and lock the places of a run of an earlier daemon."""
-        self.lane(run.rule, run.host).busy.add(run.slot)
+        known = run.rule in self.rules  # its hook goes on where the rule is gone: what it touches stays locked
+        if known:
+            self.lane(run.rule, run.host).busy.add(run.slot)
+        else:
+            self.tell.problem(f"run {run.id}", f"there is no rule {run.rule} any more; its hook is at work still, and is waited for")
+        places = run.places or (fire.touches(self.rules[run.rule]) if known else ())
         for job in filter(None, map(self.jobs.get, run.ids())):
-            job.busy |= dict.fromkeys(fire.touches(self.rules[run.rule]), run.id)
+            job.busy |= dict.fromkeys(places, run.id)
 
     async def _await_orphan(self, run):
         left = min(run.timeout, max(0.0, run.started + run.timeout - time.time()))  # the clock may have been set back

@@ -20,7 +20,7 @@ FULL = 1 << 16  # bytes
 
 @dataclass
 class Run:
-    """One execution of a hook. jobs: what the hook is told of each, as dicts; started: seconds since 1970."""
+    """One execution of a hook. jobs: what the hook is told of each, as dicts; started: seconds since 1970. places: what it locks."""
 
     id: str
     rule: str
@@ -33,6 +33,7 @@ class Run:
     started: float = 0.0
     notice: str = ""
     lock: str = ""
+    places: tuple = ()
     timed_out: bool = field(default=False, compare=False)
 
     def path(self, name):
@@ -78,11 +79,11 @@ class RunDirs:
         self._count += 1
         return f"{rule}-{time.time_ns() // 1_000_000:x}-{self._count:x}"
 
-    def prepare(self, run_id, rule, host, slot, jobs, timeout, hook, notice=""):
+    def prepare(self, run_id, rule, host, slot, jobs, timeout, hook, notice="", places=()):
         """Return the Run, with its directory written: what it is (run.json), its jobs, room for results."""
         where = os.path.join(self.state, "runs", run_id)
         lock = os.path.join(self.state, "locks", f"{rule}.{host or '-'}.{slot}")
-        run = Run(run_id, rule, host, slot, hook, where, jobs, timeout, time.time(), notice, lock)
+        run = Run(run_id, rule, host, slot, hook, where, jobs, timeout, time.time(), notice, lock, tuple(sorted(places)))
         os.mkdir(where, 0o700)
         try:
             self._write(run, notice)

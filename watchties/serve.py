@@ -13,6 +13,7 @@ from watchties.daemon import Daemon
 from watchties.errors import UserError
 from watchties.model import one_line
 from watchties.systemd import Manager
+from watchties.treelock import TreeLocks
 
 log = logging.getLogger("watchties")
 
@@ -22,10 +23,13 @@ def serve(load, state):
 
     load() returns (config, hooks) or raises UserError: then the former configuration stays.
     """
-    lock = statelock.take_from_pass(state, log.info)
+    lock, trees = statelock.take_from_pass(state, log.info), TreeLocks()
     try:
-        asyncio.run(_serve(load, state, *load()))
+        config, hooks = load()
+        trees.take(config.tree)
+        asyncio.run(_serve(load, state, config, hooks, trees))
     finally:
+        trees.close()
         lock.close()
 
 
@@ -46,7 +50,7 @@ async def _serve_once(one):
     return work, asked.reload, asked.end
 
 
-async def _serve(load, state, config, hooks):
+async def _serve(load, state, config, hooks, trees):
     asked, manager = _Asked(), Manager()
     asked.listen(asyncio.get_running_loop())
     beat = asyncio.ensure_future(manager.beat_for_ever())  # also between two daemons, and while one stops
@@ -61,7 +65,9 @@ async def _serve(load, state, config, hooks):
         asked.reload, manager.note = False, ""
         manager.reloading()
         try:
-            config, hooks = load()
+            read = load()
+            trees.take(read[0].tree)
+            config, hooks = read
             log.info("the configuration was read again")
         except UserError as error:
             log.error("the configuration was not taken, the former one stays: %s", error)

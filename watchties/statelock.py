@@ -18,6 +18,7 @@ from watchties.errors import UserError
 DAEMON, TRANSFER = "daemon", "transfer"
 NAME = "daemon.lock"
 MAKES_ROOM = 30.0  # seconds for a pass to leave its runs to a daemon
+SETTLES = 1.0  # seconds for whoever has taken the lock to write his pid
 GLANCE = 0.05  # seconds between two looks
 
 
@@ -37,7 +38,7 @@ def take(state, what=DAEMON):
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid, held_for = _read(file)
+        pid, held_for = _read_settled(file)
         file.close()
         raise AtWork(state, pid, held_for) from None
     file.truncate(0)
@@ -84,6 +85,16 @@ def holder(state):
     except FileNotFoundError:
         pass
     return "", ""
+
+
+def _read_settled(file):
+    """Return the same; who has taken the lock just now has not written yet who he is, and his predecessor's pid may stand there."""
+    deadline = time.monotonic() + SETTLES
+    while True:
+        pid, what = _read(file)
+        if os.path.exists(f"/proc/{pid}") or time.monotonic() > deadline:
+            return pid, what
+        time.sleep(GLANCE)
 
 
 def _read(file):

@@ -123,3 +123,25 @@ def test_whoever_holds_a_file_open_is_found(tmp_path):
             assert runs.holders(str(tmp_path / "lock")) == [process.pid]
         finally:
             process.kill()
+
+
+def test_a_hook_at_work_keeps_its_jobs_busy_though_its_rule_is_gone(tmp_path):
+    """What it touches is left alone until it ends; then all goes on."""
+    hook = 'echo $$ > "$WATCHTIES_JOB_DIR/pid.new"; mv "$WATCHTIES_JOB_DIR/pid.new" "$WATCHTIES_JOB_DIR/pid"; exec sleep 1000\n'
+    with Site(tmp_path, rules=RULE.format(name="plots", on="DONE", timeout="1h"), hooks={"plots": hook}) as site:
+        site.drop("ann/e1")
+        pid = int(site.wait((site.mirror / "ann/e1/pid").exists, 40, "the hook is at work") and (site.mirror / "ann/e1/pid").read_text())
+        rules = site.conf / "30-rules.toml"
+        rules.write_text(rules.read_text().replace(RULE.format(name="plots", on="DONE", timeout="1h"), ""))
+        site.process.send_signal(signal.SIGHUP)
+        said = lambda: (site.base / "daemon.out").read_text()  # noqa: E731
+        site.wait(lambda: said().count("is at work: main") == 2, 40, "the next daemon")
+        assert "there is no rule plots any more; its hook is at work still, and is waited for" in said()
+        site.touch("ann/e1")
+        site.wait(lambda: "pull waits: a run is at work at mirror" in site.watchties("status", "ann/e1").stdout, 40, "the pull waits")
+        site.drop("bob/e1")
+        site.wait_state("bob/e1", "DONE", 60)
+        assert is_there(pid) and site.runs("ann/e1") == 1
+        os.kill(pid, signal.SIGKILL)
+        site.wait(lambda: site.runs("ann/e1") == 2, 60, "it ran again")
+        site.wait(site.quiet, 40, "nothing is left")

@@ -55,14 +55,17 @@ def make_pass(places, kind, more, verbose):
     from watchties import statelock
     from watchties.cli.service import load, start_logging
     from watchties.serve import serve_once
+    from watchties.treelock import TreeLocks
 
     config, hooks = load(places)
     os.makedirs(places.state, mode=0o700, exist_ok=True)
-    lock = statelock.take(places.state, statelock.TRANSFER)
+    lock, trees = statelock.take(places.state, statelock.TRANSFER), TreeLocks()
     try:
+        trees.take(config.tree)
         start_logging(places.log, config.daemon.log_keep, to_terminal=verbose)
         return serve_once(lambda: kind(config, places.state, hooks, more))
     finally:
+        trees.close()
         lock.close()
 
 
