@@ -18,8 +18,8 @@ async def start(argv, **streams):
     """Return the process of a program that was started; raise Unreachable if that cannot be."""
     try:
         return await asyncio.create_subprocess_exec(*argv, **streams)
-    except OSError as error:
-        raise Unreachable(f"{argv[0]} cannot be started here: {error.strerror}") from None
+    except (OSError, RuntimeError) as error:  # the latter: there is no thread to be had that would wait for it
+        raise Unreachable(f"{argv[0]} cannot be started here: {getattr(error, 'strerror', error)}") from None
 
 
 async def end(process):

@@ -10,12 +10,14 @@ import itertools
 import logging
 import os
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 from watchties import config as configuration
 from watchties import markers, masters, rebuild, relays, roots, runs, ssh, systemd
 from watchties.engine import Engine
-from watchties.errors import WatchtiesError
+from watchties.errors import MAY_PASS, WatchtiesError
 from watchties.glance import Glance
 from watchties.hooklog import HookLog
 from watchties.journal import Journal
@@ -26,9 +28,11 @@ from watchties.runner import Runner
 from watchties.teller import Teller
 from watchties.watch import MirrorWatch
 
+SHORT = 5.0  # seconds before a part goes on for which this machine had not enough
 RESCAN_PAUSE = 0.5  # seconds before a mirror is scanned once more: after an overflow, the storm may go on
 REBUILD = 500  # jobs of which the journal is told at once
 SLICE = 0.02  # seconds that a scan may keep the loop to itself
+THREADS = 2  # one writes to disks, one fills a journal that is new
 SHUTDOWN = 12.0  # seconds for hooks that were told to stop
 
 log = logging.getLogger("watchties")
@@ -63,6 +67,7 @@ class Daemon:
 
     async def run(self, again=lambda: False):
         """Work until `stop` is set. again(): another daemon takes over at once, so hooks at work are left to it."""
+        await self._begin_threads()
         self.runner.warm_up()
         try:
             await self._start()
@@ -71,6 +76,15 @@ class Daemon:
             await self._shut_down(again())
         if self._broken:
             raise WatchtiesError(f"a part of the daemon failed: {self._broken!r}; the log has the details") from self._broken
+
+    @staticmethod
+    async def _begin_threads():
+        """Begin all threads that the loop will ever use, so that none is missing when there are no more to be had."""
+        pool, met = ThreadPoolExecutor(THREADS), threading.Barrier(THREADS + 1)
+        asyncio.get_running_loop().set_default_executor(pool)
+        for _ in range(THREADS):
+            pool.submit(met.wait)
+        met.wait()
 
     async def _start(self):
         """Take in what an earlier daemon has left, look at all mirrors, call all hosts."""
@@ -83,18 +97,18 @@ class Daemon:
         self._engine = self._spawn(self.engine.run())
         self._first_scan()
         for link in self.links.values():
-            self._spawn(link.run())
+            self._keep(link.run)
             if link.masters:
-                self._spawn(link.masters.run())
-        self._spawn(self._glance.run())
+                self._keep(link.masters.run)
+        self._keep(self._glance.run)
         if self.journal.fresh:
-            self._spawn(self._rebuild())
+            self._keep(self._rebuild)
         self._go_on()
 
     def _go_on(self):
         """Begin what a daemon does again and again, and tell that it is at work."""
-        self._spawn(self._reconcile())
-        self._spawn(self._notices.run())
+        self._keep(self._reconcile)
+        self._keep(self._notices.run)
         log.info("[%d] watchties is at work: %s", os.getpid(), ", ".join(f"{n} ({w.backend})" for n, w in self.watches.items()))
         self.manager.stands(systemd.how_it_stands(self.engine))
         self.manager.ready()
@@ -160,6 +174,21 @@ class Daemon:
         task.add_done_callback(self._ended_task)
         return task
 
+    def _keep(self, part):
+        """Begin a part of the daemon that goes on for ever, part(): also where this machine is short of something for a while."""
+
+        async def kept():
+            while True:
+                try:
+                    return await part()
+                except OSError as error:
+                    if error.errno not in MAY_PASS:
+                        raise
+                    self.teller.problem("daemon", str(error))
+                    await asyncio.sleep(SHORT)
+
+        return self._spawn(kept())
+
     def _ended_task(self, task):
         self._tasks.discard(task)
         if not task.cancelled() and task.exception():
@@ -180,7 +209,7 @@ class Daemon:
         under_way = self._scans.get(tree)
         if under_way and not under_way.done():
             under_way.cancel()
-        self._scans[tree] = self._spawn(self._scan(tree, RESCAN_PAUSE if under_way else 0))
+        self._scans[tree] = self._keep(lambda: self._scan(tree, RESCAN_PAUSE if under_way else 0))
 
     async def _scan(self, tree, pause):
         """Look at every job directory of a mirror, in slices; have looked at what may need something done."""

@@ -208,17 +208,31 @@ class Dispatch:
             await asyncio.sleep(READ_AGAIN)
 
     async def _until_free(self, run):
-        while not self.dirs.is_free(run.lock):
+        while not self._is_free(run):
             await asyncio.sleep(ORPHAN_GLANCE)
+
+    def _is_free(self, run):
+        """Return whether nobody holds the lock of a run; False if that cannot be seen now."""
+        try:
+            return self.dirs.is_free(run.lock)
+        except OSError as error:
+            self.tell.problem("runs", str(error))
+            return False
 
     async def _end_orphan(self, run):
         """End whatever still holds the lock of a run, which is what it is known by."""
         kill_at = time.monotonic() + KILL_AFTER
-        while not self.dirs.is_free(run.lock):
-            for pid in runs.holders(run.lock):
+        while not self._is_free(run):
+            for pid in self._holders(run):
                 with contextlib.suppress(OSError):
                     os.kill(pid, signal.SIGTERM if time.monotonic() < kill_at else signal.SIGKILL)
             await asyncio.sleep(ORPHAN_SIGNAL)
+
+    @staticmethod
+    def _holders(run):
+        with contextlib.suppress(OSError):
+            return runs.holders(run.lock)
+        return []
 
     def take_over(self, take):
         """Take in what runs of an earlier daemon have left; those still at work keep their jobs busy. take(JobId): to have it in hand."""
@@ -229,7 +243,7 @@ class Dispatch:
                 for job_id in run.ids():
                     take(job_id)
                 self._lock(run)  # also where it has ended: until its outcome is on disk, nothing is done as if there were none
-                if not (self.dirs.is_free(run.lock) and self._taken_in(run)):
+                if not (self._is_free(run) and self._taken_in(run)):
                     self._spawn(self._await_orphan(run))
 
     def _taken_in(self, run):

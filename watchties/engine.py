@@ -15,6 +15,7 @@ import time
 
 from watchties import decide, steps
 from watchties.dispatch import Dispatch
+from watchties.errors import MAY_PASS
 from watchties.hearing import DISK_AGAIN, Hearing
 from watchties.intake import Intake
 from watchties.model import SUBMITTED, one_line
@@ -51,7 +52,13 @@ class Engine(Hearing):
         while not self.halted:
             await self._until_something()
             self.kick.clear()
-            await self.one_pass()
+            try:
+                await self.one_pass()
+            except OSError as error:  # this machine is short of something; what was to be taken in or looked at still is
+                if error.errno not in MAY_PASS:
+                    raise
+                self.tell.problem("daemon", str(error))
+                await asyncio.sleep(DISK_AGAIN)
 
     def is_at_rest(self):
         """Return whether no run is at work and nothing is to be looked at: what is left waits for an event, or for its time."""
@@ -68,9 +75,18 @@ class Engine(Hearing):
         self.dirty |= dict.fromkeys(self._alarms.due(self.clock()))
 
     async def one_pass(self):
-        """Take in outcomes, look at what is dirty, write, start."""
+        """Take in outcomes, look at what is dirty, write, start. What a pass that breaks off was about is the next one's."""
         if self.dispatch.broken:
             raise self.dispatch.broken
+        ended, dirty = list(self.ended), dict(self.dirty)
+        try:
+            await self._one_pass()
+        except OSError:
+            self.ended += [one for one in ended if one not in self.ended]
+            self.dirty = dirty | self.dirty
+            raise
+
+    async def _one_pass(self):
         ended, self.ended = self.ended, []
         self.put_aside += [one for one in ended if self._is_away(one)]
         ended = [one for one in ended if not self._is_away(one)]

@@ -6,9 +6,13 @@ Must not know: who raises them, and why.
 Whether a failure is transient is in the type, never in the wording of its message.
 """
 
+import errno
 import shlex
 
 OK, FAILURE, USAGE, AGAIN = 0, 1, 2, 75  # 75: EX_TEMPFAIL of sysexits.h, "again later" in the hook contract
+MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ESTALE, errno.EROFS,
+            errno.ENOTCONN, errno.ETIMEDOUT,  # a mirror on a network file system whose server is away
+            errno.EACCES, errno.EPERM}  # one that nobody may enter for now; what one job alone forbids is that job's, in its hook  # fmt: skip
 
 
 class WatchtiesError(Exception):

@@ -14,7 +14,6 @@ Must not know: rsync, agents, schedulers; or why the hook was started.
 """
 
 import contextlib
-import errno
 import json
 import os
 import signal
@@ -23,13 +22,10 @@ import traceback
 from dataclasses import dataclass, field
 
 from watchties import roots
-from watchties.errors import AGAIN, FAILURE, OK, CommandFailed, NotNow, Unreachable, UserError, WatchtiesError
+from watchties.errors import AGAIN, FAILURE, MAY_PASS, OK, CommandFailed, NotNow, Unreachable, UserError, WatchtiesError
 from watchties.model import one_line
 
 FEW_TIMES = 5  # runs that may fail on a job's own files before it is given up
-MAY_PASS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ESTALE, errno.EROFS,
-            errno.ENOTCONN, errno.ETIMEDOUT,  # a mirror on a network file system whose server is away
-            errno.EACCES, errno.EPERM}  # one that nobody may enter for now; what one job alone forbids is that job's, in its hook  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -95,18 +95,18 @@ class HookLog:
 
 
 def size_of(path):
-    """Return the size of a file, 0 if it is not there."""
+    """Return the size of a file, 0 if it cannot be seen."""
     try:
         return os.stat(path).st_size
-    except FileNotFoundError:
+    except OSError:
         return 0
 
 
 def read_from(path, offset, most):
-    """Return so many bytes of a file at most, from an offset on; b"" if it is not there."""
+    """Return so many bytes of a file at most, from an offset on; b"" if it cannot be read now."""
     try:
         with open(path, "rb") as file:
             file.seek(offset)
             return file.read(most)
-    except FileNotFoundError:
+    except OSError:
         return b""

@@ -9,6 +9,7 @@ the hook handed it on to. A run directory that outlives its daemon is read by th
 """
 
 import asyncio
+import contextlib
 import errno
 import fcntl
 import os
@@ -25,6 +26,11 @@ from watchties.errors import AGAIN
 from watchties.runs import Ended
 
 NEVER = {errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ELOOP}  # not ENOENT: an upgrade may be putting the hook there anew
+REMEDIES = {  # EMFILE: open files; the others: processes, of which the server that starts hooks may have died
+    errno.EMFILE: "; raise the limit of open files (ulimit -n, LimitNOFILE=)",
+    errno.EAGAIN: "; raise the limit of processes (ulimit -u, TasksMax=)",
+    errno.ECONNREFUSED: "; is the limit of processes reached (ulimit -u, TasksMax=)?",
+}
 KILL_AFTER = 10.0  # seconds between SIGTERM and SIGKILL
 GLANCE = 0.5  # seconds between two looks at a run at work
 
@@ -88,7 +94,7 @@ class Runner:
         try:
             process = self._start(run)
         except OSError as error:
-            reason = f"the hook {run.hook} cannot be started: {error.strerror or error}"
+            reason = f"the hook {run.hook} cannot be started: {error.strerror or error}{REMEDIES.get(error.errno, '')}"
             return Ended(run, 126 if error.errno in NEVER else AGAIN, {}, reason, 0.0)
         return self.dirs.collect(run, await self._wait(run, process, watch))
 
@@ -187,10 +193,15 @@ class Executed:
     """A hook that was executed as a program of its own."""
 
     def __init__(self, process):
-        self.process = process
-        self.pidfd = os.pidfd_open(process.pid)
+        self.process, self.pidfd = process, None
+        with contextlib.suppress(OSError):  # no descriptor is to be had; the program is started all the same
+            self.pidfd = os.pidfd_open(process.pid)
 
     async def wait(self):
+        while self.pidfd is None:
+            if self.process.poll() is not None:
+                return self.process.returncode
+            await asyncio.sleep(GLANCE)
         loop, ended = asyncio.get_running_loop(), asyncio.get_running_loop().create_future()
         loop.add_reader(self.pidfd, lambda: ended.done() or ended.set_result(None))
         try:

@@ -70,7 +70,7 @@ class RunDirs:
     """The runs and slot locks of a state directory."""
 
     def __init__(self, state):
-        self.state, self._count = state, 0
+        self.state, self._count, self._stay = state, 0, []
         for name in "runs", "locks":
             os.makedirs(os.path.join(state, name), mode=0o700, exist_ok=True)
 
@@ -117,8 +117,11 @@ class RunDirs:
         return f"; the disk of {self.state} is full: make room" if shutil.disk_usage(self.state).free < FULL else ""
 
     def forget(self, run):
-        """Remove the directory of a run whose outcome is in the records."""
-        shutil.rmtree(run.dir, ignore_errors=True)
+        """Remove the directory of a run whose outcome is in the records; now or, where that cannot be done now, with a later one's."""
+        self._stay.append(run.dir)
+        for folder in self._stay:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._stay = [folder for folder in self._stay if os.path.exists(folder)]
 
     def left_over(self):
         """Return the runs that an earlier daemon left behind. One that was never whole goes: its hook has not been started.
