@@ -263,13 +263,14 @@ def test_names_that_are_left_for_a_relay(texts, tmp_path, figure):
     draw.shuffle(names)
     put(scripts / "relay.names", b"".join(name.encode("utf-8", "surrogateescape") + b"\n" for name in names))
     argv = ["python3", far_relay.__file__, "--nonce", "n", "--tree", f"main={tree}=*/*", "--directory", str(scripts), "--no-list"]
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path)
+    with open(tmp_path / "scripts/said", "wb") as said:  # a pipe that nobody reads would hold it up
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=said, stderr=subprocess.PIPE, cwd=tmp_path)
     end = time.monotonic() + 60
     while os.path.lexists(scripts / "relay.names") or os.path.lexists(scripts / ".relay.names.taken"):
         assert time.monotonic() < end and process.poll() is None, "the names are not taken"
         time.sleep(0.05)
-    out, err = process.communicate(timeout=30)
-    told = [line for line in out.decode("utf-8").splitlines() if not line.startswith("#")]
+    _, err = process.communicate(timeout=30)
+    told = [line for line in (scripts / "said").read_text().splitlines() if not line.startswith("#")]
     assert process.returncode == 0 and not err and {line.split("\t")[2] for line in told} == {"ann/e1"}, (told, err)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outside", "scripts", "user_data"]
     figure(f"{len(names)} names left for a relay: the one that is a job is announced")
