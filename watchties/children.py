@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 
 from watchties.errors import Unreachable
+from watchties.model import printable
 
 TAIL = 4096  # bytes of its last words
 MOST = 64 << 20  # bytes that a program may say: the names of a million jobs, and no flood that fills this machine's memory
@@ -74,4 +75,4 @@ class Words:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
-        return self._tail.decode("utf-8", "replace").strip().splitlines()
+        return [printable(line, TAIL) for line in self._tail.decode("utf-8", "replace").strip().splitlines()]  # a stranger's, for a log

@@ -17,7 +17,7 @@ from watchties import progress
 
 # \r, bytes, percent, rate, then the time that is left; or, where a file has ended, the time since the beginning, and counts
 SAID = re.compile(
-    r"\r *([\d.,]+) +(\d+)% +([\d.]+)([kMGT]?)B/s +(?:(\d+):(\d\d):(\d\d)|\?\?:\?\?:\?\?)(?: (\(xfr#\d+, (?:ir|to)-chk=\d+/\d+\)))? *"
+    r"\r *(\d[\d.,]*) +(\d+)% +(\d+(?:\.\d+)?)([kMGT]?)B/s +(?:(\d+):(\d\d):(\d\d)|\?\?:\?\?:\?\?)(?: (\(xfr#\d+, (?:ir|to)-chk=\d+/\d+\)))? *"
 )
 OPTION = "--info=progress2"
 WINDOW = 10.0  # seconds over which a rate is taken

@@ -15,6 +15,7 @@ import shlex
 from dataclasses import dataclass
 
 from watchties.errors import NotLetIn, Unreachable
+from watchties.model import printable
 
 NO_ROOT = 69  # EX_UNAVAILABLE: the host answers but its compties directory cannot be entered
 
@@ -26,6 +27,7 @@ KEPT_OUT = re.compile(r"Permission denied \(|Host key verification failed|Too ma
 ALIVE = {"short": (15, 4), "bulk": (30, 4)}
 ALIVE_OWN = (15, 4)  # sooner than bulk: the daemon does not know of it, and ends it not when it sees that the host is cut off
 OWN = "own"  # no shared connection: what is large travels on one of its own, or all that goes beside it would wait for it
+LAST_WORDS = 500  # characters that are told of them
 CONNECT = 20  # seconds for a new connection
 
 # Runs "$@" as the user $u, in that user's home as HOME: by runuser if we are root, by sudo if not, as we are if it is us.
@@ -134,7 +136,7 @@ def unframe(nonce, host, out, err=""):
     `out` and `err` are what the command wrote, as text.
     """
     match = re.search(rf"^={nonce} begin\n(.*)\n={nonce} end (\d+)$", out, re.DOTALL | re.MULTILINE)
-    said = (err.strip().splitlines() or ["no answer"])[-1]
+    said = printable((err.strip().splitlines() or ["no answer"])[-1], LAST_WORDS)  # of a stranger, for logs and terminals
     if not match:
         raise (NotLetIn if KEPT_OUT.search(said) else Unreachable)(f"host {host} did not answer: {said}")
     if int(match[2]) == NO_ROOT:

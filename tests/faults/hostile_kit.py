@@ -1,4 +1,4 @@
-"""What the tests of hostile input share: nasty texts, things outside the trees that nobody may touch, directories that flip into links.
+"""What the tests of hostile input share: nasty texts, things that nobody may touch, directories that flip.
 
 Knows: what a stranger might write, and how it is seen that it led nowhere.
 Must not know: what watchties does about any of it.
@@ -45,7 +45,14 @@ def spoilt(draw, text):
     """Return a text that is right in most, and wrong somewhere: cut, doubled, with something put in."""
     for _ in range(draw.randrange(0, 4)):
         at, to = sorted(draw.randrange(len(text) + 1) for _ in range(2))
-        text = draw.choice([text[:at] + text[to:], text[:at] + nasty(draw, 2) + text[at:], text[:to] + text[at:], text[:at] + nasty(draw, 1) + text[to:]])
+        text = draw.choice(
+            [
+                text[:at] + text[to:],
+                text[:at] + nasty(draw, 2) + text[at:],
+                text[:to] + text[at:],
+                text[:at] + nasty(draw, 1) + text[to:],
+            ]
+        )
     return text
 
 
@@ -60,7 +67,20 @@ class Outside:
     def __init__(self, base):
         self.base = Path(base)
         self.dir = self.base / "outside"
-        for path in "secret", "e1/secret", "e1/in.txt", "e1/out.txt", "e1/command", "e1/DONE", "e1/PENDING", "plots/x", "id", "record.json", "reply", "exit":
+        for path in (
+            "secret",
+            "e1/secret",
+            "e1/in.txt",
+            "e1/out.txt",
+            "e1/command",
+            "e1/DONE",
+            "e1/PENDING",
+            "plots/x",
+            "id",
+            "record.json",
+            "reply",
+            "exit",
+        ):
             (self.dir / path).parent.mkdir(parents=True, exist_ok=True)
             (self.dir / path).write_text(f"{SECRET} {path}\n")
         self.before = self.seen()
@@ -80,7 +100,9 @@ class Outside:
         wrong = [f"changed: {path}" for path in sorted(now.keys() | self.before.keys()) if now.get(path) != self.before.get(path)]
         for tree in trees:
             for folder, _, files in os.walk(os.fsencode(tree)):  # which follows no link
-                wrong += [f"read: {os.path.join(folder, name)!r}" for name in files if holds(os.path.join(folder, name), SECRET.encode())]
+                wrong += [
+                    f"read: {os.path.join(folder, name)!r}" for name in files if holds(os.path.join(folder, name), SECRET.encode())
+                ]
         places = [self.base, Path.cwd(), Path.home(), Path("/")]
         wrong += [f"run: {place}/canary" for place in places[1:] if (place / "canary").exists()]
         wrong += [f"run: {folder!r}" for folder, _, files in os.walk(os.fsencode(self.base)) if b"canary" in files]
@@ -147,7 +169,11 @@ def clean_words(site):
     for path in [site.base / "daemon.out", *sorted((site.state / "log").glob("*.log"))]:
         text = path.read_text(errors="replace")
         wrong += [f"{path.name}: a traceback\n{text[text.index('Traceback') - 500 :][:3000]}"] if "Traceback" in text else []
-        wrong += [f"{path.name}: control characters in {line!r}" for line in text.split("\n") if re.search("[\x00-\x08\x0b-\x1f\x7f]", line)][:3]
+        wrong += [
+            f"{path.name}: control characters in {line!r}"
+            for line in text.split("\n")
+            if re.search("[\x00-\x08\x0b-\x1f\x7f]", line)
+        ][:3]
     for words in ("status", "--all"), ("status", "--all", "--json"), ("stats",):
         done = site.watchties(*words, check=False)
         wrong += [f"{words} ended with {done.returncode}: {done.stderr[-500:]}"] if done.returncode else []

@@ -38,7 +38,7 @@ def scene(tmp_path, long, seed):
 def raw_html(site):
     """Return the mails in which a name has become markup."""
     parts = [email.message_from_string(text, policy=email.policy.default).get_body(("html",)) for text in site.letters()]
-    return [text for part in parts if part and re.search("<script>|\"><b>", text := part.get_content())]
+    return [text for part in parts if part and re.search('<script>|"><b>', text := part.get_content())]
 
 
 def lay(site, job, command=RUN, texts=()):
@@ -71,7 +71,11 @@ def ends(site, jobs):
     left, ended = set(jobs), {}
     while left:
         before = len(left)
-        site.wait(lambda: any(site.marker(job)[0] in ("DONE", "FAILED") for job in left), 120, f"{len(left)} of {len(jobs)}, {sorted(left)[:3]!r}")  # noqa: B023
+        site.wait(
+            lambda: any(site.marker(job)[0] in ("DONE", "FAILED") for job in left),
+            120,
+            f"{len(left)} of {len(jobs)}, {sorted(left)[:3]!r}",
+        )  # noqa: B023
         ended |= {job: site.marker(job) for job in left if site.marker(job)[0] in ("DONE", "FAILED")}
         left -= ended.keys()
         assert len(left) < before
@@ -113,7 +117,10 @@ def test_names_of_jobs(scene, figure):
 def test_names_of_files(scene, figure):
     site, draw, count, _ = scene
     jobs = [f"ann/E{n}" for n in range(max(1, count // 100))]
-    names = {job: {file_name(draw) for _ in range(count // len(jobs))} - {"command", "out", "runs.log", "job.toml", "CPU_SERVER"} for job in jobs}
+    names = {
+        job: {file_name(draw) for _ in range(count // len(jobs))} - {"command", "out", "runs.log", "job.toml", "CPU_SERVER"}
+        for job in jobs
+    }
     for job, good in among(GOOD, jobs * 10):  # for a good one between each two
         if good:
             site.drop(job)
@@ -154,14 +161,19 @@ def test_files_that_say_what_a_job_wants(name, scene, figure):
     for fields in bad:
         in_one_line(fields)
     assert all(site.runs(job) == (state == "DONE") for job, (state, _) in ended.items())
-    figure(f"{count} {name}: {count - len(bad)} DONE, {len(bad)} rejected in one line, {len(GOOD)} good ones beside them DONE, 0 escapes")
+    figure(
+        f"{count} {name}: {count - len(bad)} DONE, {len(bad)} rejected in one line, {len(GOOD)} good ones beside them DONE, 0 escapes"
+    )
 
 
 def other(draw, path, outside):
     """Make something that is no plain, small file; return what."""
     kind = draw.choice(["directory", "pipe", "link", "loop", "dangling", "device", "huge"])
     if kind == "directory":
-        put(os.path.join(path, "x"), "x") if hasattr(path, "parent") else (os.makedirs(path), open(os.path.join(path, "x"), "w").close())
+        put(os.path.join(path, "x"), "x") if hasattr(path, "parent") else (
+            os.makedirs(path),
+            open(os.path.join(path, "x"), "w").close(),
+        )
     elif kind == "pipe":
         os.mkfifo(path)
     elif kind == "link":
@@ -213,4 +225,6 @@ def test_markers(scene, figure):
         assert stands - {"CANCEL"} == {state}, (job, stands)
     assert not [job for job in idle if site.runs(job)]
     cancelled = sum(state == "FAILED" for state, _ in ended.values())
-    figure(f"{count} jobs with markers: {len(asked) - cancelled} DONE once, {cancelled} cancelled, {len(idle)} never asked for, 0 escapes")
+    figure(
+        f"{count} jobs with markers: {len(asked) - cancelled} DONE once, {cancelled} cancelled, {len(idle)} never asked for, 0 escapes"
+    )

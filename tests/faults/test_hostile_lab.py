@@ -1,4 +1,4 @@
-"""The same attackers over real hosts, the daemon being an ordinary user: who owns a tree on a far host gets nothing of the submission host."""
+"""The same over real hosts, with an ordinary user's daemon: who owns a far tree gets nothing of the submission host."""
 
 import os
 import random
@@ -67,10 +67,18 @@ def test_the_owner_of_a_far_tree_gets_nothing_of_the_submission_host(hosts, long
                 site.wait_state(job, "DONE", 240)
                 flips += one.flips.value + two.flips.value
             if number % 2:  # two attempts of the one that lays links for its next
-                site.wait(lambda: site.marker("eve/lays")[0] == "DONE" and not (site.web / "eve/lays/PENDING").exists(), 240, "laid")
+                site.wait(
+                    lambda: site.marker("eve/lays")[0] in ("DONE", "FAILED") and not (site.web / "eve/lays/PENDING").exists(), 240, "laid"
+                )
         assert all(site.runs(job) == 1 for job in good)
-        site.wait(lambda: all(site.marker(job)[0] in ("DONE", "FAILED") and not (site.web / job / "PENDING").exists() for job in jobs), 240, "they end")
+        site.wait(
+            lambda: all(site.marker(job)[0] in ("DONE", "FAILED") and not (site.web / job / "PENDING").exists() for job in jobs),
+            240,
+            "they end",
+        )
         assert site.process.poll() is None and not clean_words(site)
         assert not [wrong for one in outside for wrong in one.escapes(site.mirror, site.mail, site.web, site.compute)]
         assert keys(hosts) == before
-    figure(f"an ordinary user's daemon over ssh, {flips} flips, {len(good)} good jobs DONE once: 0 escapes, no key or file of its own read or touched")
+    figure(
+        f"an ordinary user's daemon over ssh, {flips} flips, {len(good)} good jobs DONE once: 0 escapes, no key or file of its own read or touched"
+    )

@@ -39,7 +39,20 @@ def leave():
 leave()
 END
 """
-ODD = [b"new\nline", b"-e", b"$(touch canary)", b"`touch canary`", b"esc\x1b[2J", b"\xff\xfe", b"a\rb", b"{}", b"%s", b"--delete", b"tab\t", b" "]
+ODD = [
+    b"new\nline",
+    b"-e",
+    b"$(touch canary)",
+    b"`touch canary`",
+    b"esc\x1b[2J",
+    b"\xff\xfe",
+    b"a\rb",
+    b"{}",
+    b"%s",
+    b"--delete",
+    b"tab\t",
+    b" ",
+]
 
 
 def makes(size, count):
@@ -49,13 +62,19 @@ def makes(size, count):
 def is_whole(job, size, count):
     """Say what is wrong with a copy of what MAKES leaves."""
     wrong, found = [], (job / "sparse").stat()
-    wrong += [f"sparse: {found.st_size} bytes in {found.st_blocks} blocks"] if found.st_size != size or found.st_blocks * 512 > size // 50 else []
+    wrong += (
+        [f"sparse: {found.st_size} bytes in {found.st_blocks} blocks"]
+        if found.st_size != size or found.st_blocks * 512 > size // 50
+        else []
+    )
     wrong += [f"many: {n}"] if (n := len(os.listdir(job / "many"))) != count else []
     wrong += ["deep"] if (job / "/".join(["d"] * 200) / "file").read_text() != "deep\n" else []
     wrong += [repr(name) for name in ODD if not os.path.exists(os.path.join(os.fsencode(job), name))]
     for path in job.iterdir():
         mode = path.lstat().st_mode
-        wrong += [f"{path.name} is {stat.filemode(mode)}"] if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or mode & 0o6000 else []
+        wrong += (
+            [f"{path.name} is {stat.filemode(mode)}"] if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or mode & 0o6000 else []
+        )
     return wrong
 
 
@@ -78,7 +97,9 @@ def test_huge_deep_many_and_odd_as_results_and_as_inputs(tmp_path, long, figure)
         assert done == 0
         put(where / "command", "echo run >>runs.log; ls >listing\n")
         site.touch("ann/inputs")
-        site.drop("ann/too-deep", "echo run >>runs.log\nfor n in $(seq 200); do mkdir " + "d" * 60 + "; cd " + "d" * 60 + "; done\n")
+        site.drop(
+            "ann/too-deep", "echo run >>runs.log\nfor n in $(seq 200); do mkdir " + "d" * 60 + "; cd " + "d" * 60 + "; done\n"
+        )
         for job in GOOD:
             site.drop(job)
         good_ones(site)
@@ -86,9 +107,22 @@ def test_huge_deep_many_and_odd_as_results_and_as_inputs(tmp_path, long, figure)
             site.wait_state(job, "DONE", 900)
             assert site.runs(job) == 1
         trees = {"ann/results": (site.mirror, site.web), "ann/inputs": (site.mirror, site.compute)}
-        assert not {f"{tree / job}": wrong for job, places in trees.items() for tree in places if (wrong := is_whole(tree / job, size, count))}
-        waits_for(site, "ann/too-deep", "ann/too-deep", "FAILED" if site.marker("ann/too-deep")[0] == "FAILED" else "too long", seconds=120)
-        assert not outside.escapes(site.web, site.mirror, site.mail) and not [text for text in clean_words(site) if "ann/too-deep" not in text]
+        assert not {
+            f"{tree / job}": wrong
+            for job, places in trees.items()
+            for tree in places
+            if (wrong := is_whole(tree / job, size, count))
+        }
+        waits_for(
+            site,
+            "ann/too-deep",
+            "ann/too-deep",
+            "FAILED" if site.marker("ann/too-deep")[0] == "FAILED" else "too long",
+            seconds=120,
+        )
+        assert not outside.escapes(site.web, site.mirror, site.mail) and not [
+            text for text in clean_words(site) if "ann/too-deep" not in text
+        ]
     figure(f"a sparse file of {size >> 20} MB (sparse everywhere), {count} files, 200 directories deep, {len(ODD)} odd names, as results and as inputs: whole; "
            "devices, pipes, sockets and set-uid stay behind")  # fmt: skip
 
@@ -99,8 +133,9 @@ LAYS = """echo run >>runs.log
 n=$(wc -l <runs.log)
 [ "$n" = 2 ] || for d in a a/b a/b/c; do mkdir -p $d; ln -s {outside} $d/.watchties.partial; ln -s {outside} $d/plots; done
 [ "$n" = 2 ] || { ln -s {outside}/e1 results; ln -s ../../../../outside/e1 other; ln -s {outside}/secret secret.txt; ln -s {outside} remote_ties_run.extra; }
-[ "$n" = 1 ] || for d in a a/b a/b/c; do rm -f $d/plots; mkdir $d/plots; for f in id secret record.json x; do echo mine >$d/$f; echo mine >$d/plots/$f; done; done
-[ "$n" = 1 ] || { rm -f results other; mkdir results other; for f in secret in.txt out.txt; do echo mine >results/$f; echo mine >other/$f; done; rm secret.txt; echo mine >secret.txt; }
+mine() { mkdir -p "$1"; for f in id secret record.json x in.txt out.txt; do echo mine >"$1/$f"; done; }
+[ "$n" = 1 ] || for d in a a/b a/b/c; do rm -f $d/plots; mine $d; mine $d/plots; done
+[ "$n" = 1 ] || { rm -f results other secret.txt; mine results; mine other; echo mine >secret.txt; }
 """
 
 
@@ -153,7 +188,9 @@ def test_an_attempt_s_files_that_lie_harm_only_their_own_job(tmp_path, figure):
         assert all(site.runs(job) == 1 for job in jobs) and site.process.poll() is None
         assert not outside.escapes(site.web, site.mirror, site.mail) and not clean_words(site)
         ended = sum(site.marker(job)[0] in ("DONE", "FAILED") for job in jobs)
-    figure(f"{len(LIES)} attempts whose own files lie: {ended} ended, {len(LIES) - ended} wait; {len(GOOD)} good ones beside them DONE twice, none ran twice unasked")
+    figure(
+        f"{len(LIES)} attempts whose own files lie: {ended} ended, {len(LIES) - ended} wait; {len(GOOD)} good ones beside them DONE twice, none ran twice unasked"
+    )
 
 
 LYING_RSYNC = """#!/bin/sh
@@ -168,7 +205,11 @@ def test_an_rsync_that_sends_what_was_not_asked_for_writes_no_record(tmp_path, m
     """The far half of rsync belongs to the far host. Ours refuses what it has excluded (rsync 3.2.5 and newer)."""
     site = make_site(tmp_path)
     outside = Outside(tmp_path)
-    real = next(os.path.join(path, "rsync") for path in os.environ["PATH"].split(os.pathsep) if os.access(os.path.join(path, "rsync"), os.X_OK))
+    real = next(
+        os.path.join(path, "rsync")
+        for path in os.environ["PATH"].split(os.pathsep)
+        if os.access(os.path.join(path, "rsync"), os.X_OK)
+    )
     put(tmp_path / "bin/rsync", LYING_RSYNC.replace("{rsync}", real)).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     site.config["host"]["b01"]["become"] = getpass.getuser()

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from watchties import calls, children, relays
+from watchties import calls, children, relays, ssh
 from watchties.errors import Unreachable
 from watchties.relays import Link, Listener
 from watchties.ssh import Far
@@ -109,3 +109,10 @@ def test_a_host_that_never_stops_talking_does_not_fill_the_memory(tmp_path, monk
         with pytest.raises(Unreachable, match="^host vision did not answer: it said more than 1 MB; look at what its login"):
             asyncio.run(calls.call(Far("vision", root=str(tmp_path)), flood))
     assert asyncio.run(calls.call(Far("vision", root=str(tmp_path)), "cat; exit 3", b"x" * 900_000)) == ("x" * 900_000, 3)
+
+
+def test_what_a_host_says_is_fit_for_a_terminal(tmp_path):
+    heard = relay_that('sys.stderr.write("last words \\x1b[2J\\x07\\n"); sys.exit(3)', tmp_path)
+    assert [text for _, text in heard.all("problem") if "last words ?[2J?" in text] and not [t for _, t in heard.all("problem") if "\x1b" in t]
+    with pytest.raises(Unreachable, match=r"^host b01 did not answer: gone .\[2J$"):
+        ssh.unframe("0123456789abcdef", "b01", "", "Welcome!\ngone \x1b[2J\n")

@@ -52,6 +52,16 @@ def load(places):
     return config, hookfiles.find_all([rule.hook for rule in config.rule], [rule.name for rule in config.rule], places.hooks)
 
 
+class Plain(logging.Formatter):
+    """Puts nothing into a log that a terminal would obey, and no line of its own: what is told may be a stranger's words."""
+
+    def formatMessage(self, record):
+        from watchties.model import printable
+
+        record.message = printable(record.message, 4000)
+        return super().formatMessage(record)
+
+
 class ToHookLog(logging.Handler):
     """Writes to LOG_DIR/daemon.log in the form of the hooks' logs, so that all are read, rotated and removed alike."""
 
@@ -73,7 +83,7 @@ def start_logging(folder, keep, to_terminal=True):
     """Have everything logged in a file, and on standard error. Under systemd the journal knows the time already."""
     terminal = logging.StreamHandler(sys.stderr)
     stamp = "" if "JOURNAL_STREAM" in os.environ else "%(asctime)s "
-    terminal.setFormatter(logging.Formatter(stamp + "%(levelname)s %(message)s"))
+    terminal.setFormatter(Plain(stamp + "%(levelname)s %(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [*([terminal] if to_terminal else []), ToHookLog(folder, keep)]
     root.setLevel(logging.WARNING)
