@@ -62,7 +62,7 @@ class CrashSite(Site):
         quicker = lambda text: change(text.replace("[host.b01]", '[host.b01]\npoll = "1s"'))  # noqa: E731
         super().__init__(base, **{"daemon": 'grace = "1s"', "edit": quick(*RULES), "change": quicker} | more)
         self.calls, self.points = Calls(self._look, names), None
-        self.aim, self.hit, self.spoil, self.data = None, None, None, data
+        self.aim, self.hit, self.spoil, self.seen, self.data = None, None, None, None, data
         self._counts, self._known, self._jobs = Counter(), {}, 0
 
     def start(self):
@@ -94,6 +94,8 @@ class CrashSite(Site):
         point = Point(*key, self._counts[owner, key])
         if self.points is not None:
             self.points.setdefault(point, call)
+        if self.seen:
+            self.seen(point)
         if self.aim and not self.hit and self.aim(point):
             self.hit = point
             call.kill(*shells)
