@@ -122,6 +122,9 @@ class CrashSite(Site):
         self._counts.clear()
         self._known.clear()
         self.points, self.hit, self.aim, self.spoil = points, None, aim, spoil
+        return self.new_name()
+
+    def new_name(self):
         self._jobs += 1
         return f"user{self._jobs % 7}/Exp {self._jobs:04d}"
 
