@@ -43,7 +43,8 @@ class Runner:
         self.environ = dict(os.environ if environ is None else environ)
         self.environ = {k: v for k, v in self.environ.items() if not k.startswith("WATCHTIES_")}
         self.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), self.environ.get("PATH", os.defpath)])
-        self._server, self._sockets, self._kinds, self.leave = None, None, {}, False  # leave: hooks outlive us, for the next daemon to take up
+        self._server, self._sockets, self._serves, self._kinds = None, None, "", {}
+        self.leave = False  # hooks outlive us, for the next daemon to take up
 
     def environment(self, run):
         """Return the environment of a hook, as the contract has it."""
@@ -70,6 +71,9 @@ class Runner:
             self._server = forkserver.ForkServer()
             self._server.set_forkserver_preload(hookstart.PRELOAD)
         self._server.ensure_running()
+        if self._serves != self._server._forkserver_address:
+            self._serves = self._server._forkserver_address
+            self._remove_others(self._serves)
 
     def _room(self):
         """Return the directory for the forkserver's socket, empty now. As a short path: a socket's has at most 104 characters."""
@@ -78,6 +82,13 @@ class Runner:
         os.mkdir(where, 0o700)
         self._sockets = os.open(where, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return f"/proc/self/fd/{self._sockets}"
+
+    def _remove_others(self, mine):
+        """Remove the sockets of forkservers that were killed."""
+        where, mine = os.path.split(mine)
+        for name in os.listdir(where):
+            if name != mine:
+                os.unlink(os.path.join(where, name))
 
     def close(self):
         """Let the forkserver go; hooks at work are not touched."""

@@ -184,8 +184,10 @@ def _start(argv, **how):
     except sh.CommandNotFound:
         package = PACKAGES.get(argv[0], argv[0])
         raise WatchtiesError(f"{argv[0]} is not on this machine: install the package {package} (apt-get install {package})") from None
-    except (sh.ForkException, BlockingIOError) as error:
+    except (sh.ForkException, BlockingIOError, ValueError) as error:
         said = (str(error).strip().splitlines() or ["no process to be had"])[-1]
+        if isinstance(error, ValueError):  # sh 2.4: what its child says first is its number, and it has said nothing
+            said = "its process was killed before it had become that program"
         raise CommandFailed(argv[:1], 255, "", said, "could not be started", transient=True) from None
 
 

@@ -73,11 +73,12 @@ class Calls:
     """All calls of `names` of the programs that `popen` starts, and of their descendants; a context.
 
     on_call(call), if given, is called for each, in one thread, while it is held; returns nothing, or for how many seconds it is
-    to be held still (others go on meanwhile). What it raises is kept in `failed`, and raised at the end of the context.
+    to be held still (others go on meanwhile). wanted(name, path): False for calls that are let go at once, uncounted: cheaper. What
+    on_call raises is kept in `failed`, and raised at the end of the context.
     """
 
-    def __init__(self, on_call=None, names=LASTING):
-        self.on_call, self.names, self.failed, self.count = on_call, names, None, 0
+    def __init__(self, on_call=None, names=LASTING, wanted=lambda name, path: True):
+        self.on_call, self.names, self.wanted, self.failed, self.count = on_call, names, wanted, None, 0
         self._poll, self._listeners, self._late, self._stopped = select.poll(), set(), [], False
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         self._poll.register(self._wake, select.POLLIN)
@@ -131,7 +132,7 @@ class Calls:
     def _let_go(self, now):
         for at, call in [late for late in self._late if late[0] <= now]:
             self._late.remove((at, call))
-            _answer(call)
+            _answer(call.listener, call.id)
 
     def _take(self, listener):
         """Take one question, have it looked at, and let the call go on, at once or later."""
@@ -148,7 +149,7 @@ class Calls:
         if hold:
             self._late.append((time.monotonic() + hold, call))
         else:
-            _answer(call)
+            _answer(call.listener, call.id)
 
     def _next(self, listener):
         data = ctypes.create_string_buffer(80)
@@ -158,6 +159,9 @@ class Calls:
         raw, args = struct.unpack_from("i", data, 16)[0], struct.unpack_from("6Q", data, 32)
         name, shape = CALLS[raw]
         paths, size = _read(task, shape, args)
+        if not self.wanted(name, paths[0] if paths else ""):
+            _answer(listener, number)
+            return None
         pid, dying = process_of(task)
         if _libc.ioctl(listener, ctypes.c_ulong(STILL_THERE), ctypes.byref(ctypes.c_uint64(number))) < 0 or dying:
             return None  # what was read may be another process's; or it is killed, and must not get an answer
@@ -167,9 +171,9 @@ class Calls:
         return Call(self.count, name, pid, paths, size, listener, number, raw, command_line(task))
 
 
-def _answer(call):
-    data = ctypes.create_string_buffer(struct.pack("QqiI", call.id, 0, 0, CONTINUE), 24)
-    _libc.ioctl(call.listener, ctypes.c_ulong(ANSWER), data)  # ENOENT: killed
+def _answer(listener, number):
+    data = ctypes.create_string_buffer(struct.pack("QqiI", number, 0, 0, CONTINUE), 24)
+    _libc.ioctl(listener, ctypes.c_ulong(ANSWER), data)  # ENOENT: killed
 
 
 def _read(task, shape, args):

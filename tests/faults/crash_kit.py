@@ -61,8 +61,8 @@ class CrashSite(Site):
         base.mkdir(exist_ok=True)
         quicker = lambda text: change(text.replace("[host.b01]", '[host.b01]\npoll = "1s"'))  # noqa: E731
         super().__init__(base, **{"daemon": 'grace = "1s"', "edit": quick(*RULES), "change": quicker} | more)
-        self.calls, self.points = Calls(self._look, names), None
-        self.aim, self.hit, self.spoil, self.data = None, None, None, data
+        self.calls, self.points = Calls(self._look, names, lambda name, path: name != "read" or not path.startswith("/")), None
+        self.aim, self.hit, self.spoil, self.seen, self.data = None, None, None, None, data
         self._counts, self._known, self._jobs = Counter(), {}, 0
 
     def start(self):
@@ -94,6 +94,8 @@ class CrashSite(Site):
         point = Point(*key, self._counts[owner, key])
         if self.points is not None:
             self.points.setdefault(point, call)
+        if self.seen:
+            self.seen(point)
         if self.aim and not self.hit and self.aim(point):
             self.hit = point
             call.kill(*shells)
@@ -120,6 +122,9 @@ class CrashSite(Site):
         self._counts.clear()
         self._known.clear()
         self.points, self.hit, self.aim, self.spoil = points, None, aim, spoil
+        return self.new_name()
+
+    def new_name(self):
         self._jobs += 1
         return f"user{self._jobs % 7}/Exp {self._jobs:04d}"
 

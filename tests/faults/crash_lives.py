@@ -1,6 +1,6 @@
 """Lives of jobs, one for each point: traced undisturbed, then lived with a kill at that point; in some lanes at once.
 
-Knows: how a life is begun and when it is over, that a point which a life did not come to gets another life.
+Knows: how a life is begun and when it is over, that a life goes on with one more job if its point was not reached.
 Must not know: which points a test wants, what is on disk.
 """
 
@@ -13,7 +13,7 @@ from crash_checks import expected, wait_clean
 from crash_kit import CrashSite
 
 LANES = 3  # sites at once: most of a life is waiting
-TRIES = 6  # lives for one point: how the journal's writes fall together differs a little from life to life
+JOBS = 6  # in one life, until its point is reached: how the journal's writes fall together differs from job to job
 
 
 class Turn(NamedTuple):
@@ -110,29 +110,31 @@ class Sweep:
         return site
 
     def _take(self, site, turn):
-        for _ in range(1 if turn.fresh else TRIES):
-            self.lives += 1
-            wrong = self._life(site, turn)
-            if wrong is not None:
-                self.killed.append(turn)
-                self.wrong += [f"{turn.name}: {what}" for what in wrong]
-                return
-        self.missed.append(turn)
+        self.lives += 1
+        wrong = self._life(site, turn)
+        if wrong is None:
+            self.missed.append(turn)
+        else:
+            self.killed.append(turn)
+            self.wrong += [f"{turn.name}: {what}" for what in wrong]
 
     def _life(self, site, turn):
-        """Give one job a life with a kill; return what is wrong, in words; None if the point was not reached."""
+        """Give a job a life with a kill, or the next one if it is over before; return what is wrong; None if it was never reached."""
         job = site.begin(turn.aim(), spoil=turn.spoil)
         if turn.fresh:
             site.start()
-        self.script(site, job)
-        end = time.monotonic() + 1
-        while not site.hit and time.monotonic() < end:
-            time.sleep(0.05)
+        for _ in range(JOBS):
+            self.script(site, job)
+            end = time.monotonic() + 1
+            while not site.hit and time.monotonic() < end:
+                time.sleep(0.05)
+            if site.hit:
+                site.aim = None
+                state, fields = site.follow(job)
+                return self.judge(site, job, state, fields)
+            job = site.new_name()
         site.aim = None
-        if not site.hit:
-            return None
-        state, fields = site.follow(job)
-        return self.judge(site, job, state, fields)
+        return None
 
     def _close(self, site):
         if site:

@@ -181,6 +181,7 @@ def test_a_forkserver_that_is_killed_makes_no_hook_look_done(tmp_path):
         end(site, "ann/e1")
         assert site.runs("ann/e1") == 1 and log_of(site, "push").count("start ") == 2
         assert (site.compute / "ann/e1/big.out").read_bytes() == (site.web / "ann/e1/big.out").read_bytes()
+        assert len(list((site.state / "fork").iterdir())) == 1
 
 
 def test_a_daemon_that_is_killed_leaves_no_directory_of_its_forkserver_s(tmp_path, monkeypatch):

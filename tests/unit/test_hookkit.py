@@ -154,6 +154,15 @@ def test_a_command_that_cannot_be_started_is_told_in_one_line():
         shell.run(["cat", "x" * 200_000], timeout=5)
 
 
+def test_a_child_that_is_killed_before_it_is_a_program_costs_no_job_its_attempt(monkeypatch):
+    """As one is at any moment, where memory is short; sh then finds nothing where its child says its number."""
+    child, parent = os.fork, os.getpid()
+    monkeypatch.setattr(os, "fork", lambda: child() or os.getpid() == parent or os.kill(os.getpid(), 9))
+    with pytest.raises(CommandFailed, match="killed before it had become that program") as caught:
+        shell.run(["cat"], timeout=20)
+    assert caught.value.transient
+
+
 def test_items_are_given_a_few_at_a_time():
     assert [len(some) for some in shell.chunks([str(n) for n in range(250)])] == [50] * 5 and list(shell.chunks([])) == []
 
