@@ -67,6 +67,7 @@ class Link:
     breaker: Breaker = field(default_factory=Breaker)
     _wake: asyncio.Event = field(default_factory=asyncio.Event)
     _process: object = None
+    _hopeless: asyncio.Event = field(default_factory=asyncio.Event)  # the relay was told to end, and does not
     _failures: int = 0
 
     async def run(self):
@@ -90,7 +91,7 @@ class Link:
         self._wake.set()
         if self._process and self._process.returncode is None:  # one that is cut off must be started anew, and lists all that waits
             self._process.stdin.close()
-            asyncio.get_running_loop().call_later(RELAY_ENDS, children.kill, self._process)
+            asyncio.get_running_loop().call_later(RELAY_ENDS, self._hopeless.set)
 
     def list_again(self):
         """Ask for all that waits, now: a web host's relay is asked, a poll is brought forward; of a compute host the scheduler is."""
@@ -177,7 +178,7 @@ class Link:
         except Unreachable as error:
             self.failed(str(error))
             return
-        process = self._process
+        process, self._hopeless = self._process, asyncio.Event()
         beats = asyncio.create_task(self._send_beats())
         words = children.Words(self._process.stderr)
         try:
@@ -216,9 +217,11 @@ class Link:
 
     async def _next_line(self):
         """Return the relay's next line. Raises TimeoutError if none comes for too long, sooner where a new connection gets through."""
-        line = asyncio.ensure_future(self._process.stdout.readline())
+        line, hopeless = (asyncio.ensure_future(each) for each in (self._process.stdout.readline(), self._hopeless.wait()))
         try:
-            await asyncio.wait([line], timeout=self.heartbeat * DOUBTED_BEATS)
+            await asyncio.wait([line, hopeless], timeout=self.heartbeat * DOUBTED_BEATS, return_when=asyncio.FIRST_COMPLETED)
+            if hopeless.done():
+                return b""
             if not line.done():
                 await self._in_doubt(line)
             if not line.done():
@@ -226,6 +229,7 @@ class Link:
             return line.result()
         finally:
             line.cancel()
+            hopeless.cancel()
 
     async def _in_doubt(self, line):
         """Wait for a line that is late; no longer, once it is certain that it is cut off."""

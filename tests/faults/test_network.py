@@ -10,7 +10,7 @@ import time
 
 import pytest
 from lab_kit import Lab, LabSite, why_not
-from weather_kit import KINDS, Weather, seconds_of, within, without
+from weather_kit import KINDS, Weather
 
 pytestmark = pytest.mark.slow
 
@@ -25,9 +25,8 @@ cat in.bin >out.bin
 echo "end $(date +%s.%N)" >>runs.log
 """
 MADE = {"out.bin", "plots", "remote_ties_run.err", "remote_ties_run.res", "runs.log"}
-# settle: seconds after a fault that count for no host's pace
-SHORT = {"jobs": 60, "rounds": 0, "lasts": (2.5, 5), "pauses": (0.5, 1.5), "calm": 0, "job": (2, 5), "ahead": 20, "settle": 1}
-LONG = {"jobs": 500, "rounds": 2, "lasts": (5, 25), "pauses": (2, 10), "calm": 60, "job": (2, 8), "ahead": 7, "settle": 15}
+SHORT = {"jobs": 60, "rounds": 0, "lasts": (2.5, 5), "pauses": (0.5, 1.5), "calm": 0, "job": (2, 5), "ahead": 20}
+LONG = {"jobs": 500, "rounds": 2, "lasts": (5, 25), "pauses": (2, 10), "calm": 60, "job": (2, 8), "ahead": 7}
 CALM = 0.1  # part of the jobs that may be dropped before the first fault
 HOSTS = ("b01", "elgato")
 SMALL = lambda text: text.replace('alone_above = "100MB"', 'alone_above = "150KB"')  # noqa: E731
@@ -114,8 +113,6 @@ def test_no_network_loses_a_job_or_runs_it_twice(lab, seed, long, figure):
         print(f"{len(weather.log)} faults in {over - begun:.0f} s; {done} jobs are DONE")
         took = until_done(site, load, over)
         figure(f"{len(load.jobs)} jobs, {len(weather.log)} faults ({len(KINDS)} kinds, 3 hosts): all DONE {took:.0f} s after the last")
-        for line in pace(load, weather, begun, over):
-            figure(line)
         figure(look_at_runs(load, weather))
         look_at_files(site, load)
         site.wait(lambda: len(site.letters()) >= len(load.jobs), 60, "a mail for each")
@@ -144,18 +141,44 @@ def until_done(site, load, since):
     return took
 
 
-def pace(load, weather, begun, over):
-    """Return for each compute host, in words, how many jobs a second ended there while the other was down, and while both were up."""
-    lines, settle = [], load.size["settle"]
-    web = [(f.began, f.ended + settle) for f in weather.log if f.host == "vision"]
-    for host in HOSTS:
-        ends = [when for job in load.jobs for what, when in load.told(job, host) if what == "end"]
-        own = [(f.began, f.ended + settle) for f in weather.log if f.host == host]
-        other = [(f.began, f.ended) for f in weather.log if f.host not in (host, "vision")]
-        down, up = without(without(other, own), web), without(without(without([(begun + settle, over)], own), web), other)
-        down, up = (f"{within(spans, ends) / max(1, seconds_of(spans)):.2f} ({seconds_of(spans):.0f} s)" for spans in (down, up))
-        lines.append(f"{host}: {down} jobs a second ended while the other was down, {up} while both were up")
-    return lines
+def test_jobs_of_the_healthy_host_keep_their_pace(lab, seed, long, figure):
+    draw, faults = random.Random(seed), [("b01", "drop"), ("elgato", "down")]
+    for down, op in faults if long else [draw.choice(faults)]:
+        keep_pace(lab, draw, 60 if long else 8, figure, down, op)
+
+
+def keep_pace(lab, draw, span, figure, down, op):
+    """Note how many jobs a second end on the one host while the other is down for `span` seconds, and as long before."""
+    size = {"jobs": 20 * span, "job": (1, 2), "ahead": 8}
+    with LabSite(lab, max_running=3, daemon=GRACE, edit=SMALL) as site:
+        load, healthy = Load(site, draw, size), next(host for host in HOSTS if host != down)
+        site.wait_ready()
+        feed_for(load, 5)
+        began = [time.time()]
+        feed_for(load, span)
+        began.append(time.time())
+        lab.fault(op, down)
+        try:
+            feed_for(load, span)
+            began.append(time.time())
+        finally:
+            lab.fault("clear", down)
+        load.jobs = {job: host for job, host in load.jobs.items() if job in load.dropped}
+        took = until_done(site, load, began[-1])
+        ends = [when for job in load.jobs for what, when in load.told(job, healthy) if what == "end"]
+        both, alone = (sum(start <= when < end for when in ends) / (end - start) for start, end in zip(began, began[1:]))
+        figure(f"{healthy}: {alone:.2f} jobs a second ended while {down} was down ({op}, {span} s), {both:.2f} while both were up; "
+               f"all {len(load.jobs)} DONE {took:.0f} s after")  # fmt: skip
+        assert {job: len(load.told(job, host)) for job in load.jobs for host in HOSTS if load.told(job, host)} == dict.fromkeys(load.jobs, 2)
+        assert alone > both / 2 or span < 30  # so short a time says nothing
+
+
+def feed_for(load, seconds):
+    """Keep all hosts busy for a while."""
+    end = time.time() + seconds
+    while time.time() < end:
+        load.feed(1)
+        time.sleep(0.05)
 
 
 def look_at_runs(load, weather):

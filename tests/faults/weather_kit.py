@@ -111,21 +111,3 @@ class Weather:
 
     def _new_address(self):
         return f"10.77.0.{next(self._addresses)}"
-
-
-def seconds_of(spans):
-    """Return the seconds in a list of (began, ended) that overlap nowhere."""
-    return sum(ended - began for began, ended in spans)
-
-
-def without(spans, others):
-    """Return the spans, (began, ended), less what lies in others."""
-    for begins, ends in others:
-        parts = [part for began, ended in spans for part in ((began, min(ended, begins)), (max(began, ends), ended))]
-        spans = [part for part in parts if part[0] < part[1]]
-    return spans
-
-
-def within(spans, moments):
-    """Return how many of the moments lie in the spans."""
-    return sum(any(began <= moment < ended for began, ended in spans) for moment in moments)

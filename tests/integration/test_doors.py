@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from sshd_kit import Sshd
-from watchties import calls, ssh
+from watchties import calls, relays, ssh
 from watchties.errors import NotLetIn, Unreachable
 from watchties.masters import Masters
 from watchties.relays import Link, Listener
@@ -77,20 +77,24 @@ def test_a_shared_connection_that_hangs_is_told_from_one_that_works(far):
     assert asyncio.run(knock_twice()) < 30
 
 
-def test_a_shared_connection_that_hangs_is_made_anew_before_a_relay_counts_as_dead(far):
+@pytest.mark.parametrize(("heartbeat", "fail"), [(2.0, False), (600.0, True)], ids=["a silent relay", "a hook that failed"])
+def test_shared_connections_that_hang_are_made_anew(far, monkeypatch, heartbeat, fail):
+    monkeypatch.setattr(relays, "MISSED_BEATS", 300)  # so that nothing but doubt finds out
+
     async def hang():
-        async with Host(far, 2.0).at_work() as host:
+        async with Host(far, heartbeat).at_work() as host:
             before = host.shared()
             for process in before.values():
                 process.send_signal(signal.SIGSTOP)
-            await host.until(lambda: host.said("down"))
+            if fail:
+                host.link.failed("host b01 did not answer: timed out")
+            await host.until(lambda: ["b01", True] in host.said("up"))
             await host.until(lambda: (now := host.shared()) and not {*now.values()} & {*before.values()})
             await host.until(lambda: len(host.said("listed")) > 1)
             assert all(process.returncode is not None for process in before.values())
-            return host.said("down"), host.said("up")
+            return host.said("down")
 
-    down, up = asyncio.run(hang())
-    assert down == [["b01", "host b01: its relay fell silent"]] and up[-1] == ["b01", True]
+    assert asyncio.run(hang()) == [["b01", "host b01 did not answer: timed out" if fail else "host b01: its relay fell silent"]]
 
 
 def test_a_hook_that_fails_for_another_reason_cuts_no_connection_and_is_looked_into_at_once(far):
