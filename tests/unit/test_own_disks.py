@@ -49,14 +49,14 @@ def test_what_has_come_into_the_mirror_is_synced_on_each_disk_of_the_batch_and_n
     watched = Watched()
     monkeypatch.setattr(durable, "_libc", watched)
     jobs = [SimpleNamespace(dir=str(data / job)) for job in (f"{ODD}/e", "ann/e", "ann/gone")]
-    batches.settle_on_disk(SimpleNamespace(mirror=str(data)), jobs)
+    batches.settle_on_disk(SimpleNamespace(mirror=str(data), refuse_gone=list), jobs)
     assert sorted(watched.devices) == sorted(os.stat(path).st_dev for path in (data, data / ODD))
 
 
 def test_a_link_or_a_pipe_in_place_of_a_job_is_not_opened(data):
     (data / "ann/link").symlink_to("/")
     os.mkfifo(data / "ann/pipe")
-    batches.settle_on_disk(SimpleNamespace(mirror=str(data)), [SimpleNamespace(dir=str(data / "ann" / name)) for name in ("link", "pipe")])
+    batches.settle_on_disk(SimpleNamespace(mirror=str(data), refuse_gone=list), [SimpleNamespace(dir=str(data / "ann" / name)) for name in ("link", "pipe")])
 
 
 @every_shell
