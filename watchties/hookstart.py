@@ -34,10 +34,10 @@ class HookStart:
         lock = forkserver.get_inherited_fds()[-1]
         os.setsid()
         os.chdir(self.cwd)
-        for path, number in (os.devnull, 0), (self.out, 1), (self.err, 2):
-            fd = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            os.dup2(fd, number)
-            os.close(fd)
+        try:
+            self._redirect()
+        except OSError:
+            return AGAIN
         sys.stdin = open(0, closefd=False)
         for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD:
             signal.signal(number, signal.SIG_DFL)
@@ -45,6 +45,12 @@ class HookStart:
         os.environ.update(self.env, WATCHTIES_LOCK_FD=str(lock))
         sys.argv = [self.path]
         return run_file(self.path)
+
+    def _redirect(self):
+        for path, number in (os.devnull, 0), (self.out, 1), (self.err, 2):
+            fd = os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            os.dup2(fd, number)
+            os.close(fd)
 
 
 def run_file(path):

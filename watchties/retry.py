@@ -23,8 +23,9 @@ def network(function, *args, sleep=time.sleep, **named):
 
 
 def is_worth_another_try(error):
-    """Return whether to try again in a moment. NotNow asks for more time than a hook has."""
-    return getattr(error, "transient", False) and not isinstance(error, NotNow)
+    """Return whether to try again in a moment. NotNow asks for more time than a hook has, and so does a disk that is full: of a batch
+    that is halved again and again each part would wait."""
+    return getattr(error, "transient", False) and not isinstance(error, NotNow) and not getattr(error, "no_space", False)
 
 
 def _enough(state):

@@ -18,7 +18,7 @@ SAYS = {  # the words of one line of status: what, where
 
 
 def troubles_of(place, seed, long):
-    """Return the troubles that a place gets into: all of them, or one, such that three places have three."""
+    """Return the troubles that a place gets into: all of them, or one."""
     return TROUBLES if long else [TROUBLES[(seed + PLACES.index(place)) % len(TROUBLES)]]
 
 

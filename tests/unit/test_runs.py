@@ -119,3 +119,8 @@ def test_a_hook_that_an_upgrade_has_taken_away_for_a_moment_is_asked_again(dirs,
     run = dirs.prepare("push-1", "push", "vision", "0", [], 60.0, str(tmp_path / "gone"))
     ended = asyncio.run(Runner(dirs, "/config", {}).run(run))
     assert ended.code == AGAIN and "cannot be started: No such file" in ended.reason
+
+
+def test_a_run_has_room_for_what_its_hook_says_before_the_hook_begins(tmp_path):
+    run = runs.RunDirs(str(tmp_path)).prepare("pull-1", "pull", "web", "0", [], 60, "/hook")
+    assert all(os.path.exists(run.path(name)) for name in ("result", "out", "err")), "or a disk without inodes makes it fail for good"

@@ -1583,7 +1583,7 @@ status_exit() {
 
 # status_tidy: it has ended; what a submit or a wrapper that was killed has left under names of passage goes
 status_tidy() {
-    [ ! -e "$a/out" ] && [ ! -e "$a/reply.new" ] || garbage=$garbage$a/out$NL$a/err$NL$a/reply.new$NL
+    [ ! -e "$a/out" ] && [ ! -e "$a/err" ] && [ ! -e "$a/reply.new" ] || garbage=$garbage$a/out$NL$a/err$NL$a/reply.new$NL
     [ -e "$dir/.watchties.new.DONE" ] || [ -e "$dir/.watchties.new.FAILED" ] || return 0
     where=''
     read_fields "$a/begun" && where_begun
