@@ -75,12 +75,16 @@ class Agent:
         return {job: answer if answer.word in ("error", "missing") else _identities(answer) for job, answer in found.items()}
 
     def publish(self, contents, begun=None):
-        """Publish each job's marker on the web host; `contents`: job -> its fields. Details: PENDING, CANCEL that stand."""
+        """Publish each job's marker on the web host; `contents`: job -> its fields. Details: PENDING, CANCEL that stand.
+
+        A call that was begun with a transfer is never tried again here: the host may have lost its power in between, and with it what
+        the transfer has brought. The next run carries it again.
+        """
         rows = {
             job: [job.marker, str(job.attempt), job.token, ",".join(map(str, job.accepted)), *pairs(fields)]
             for job, fields in contents.items()
         }
-        return self.ask("publish", rows, begun=begun)
+        return self.ask("publish", rows, begun=begun, once=begun is not None)
 
     def claim(self, jobs, run, evidence):
         return self.ask("claim", {job: [*_attempt(job), *evidence] for job in jobs}, run)

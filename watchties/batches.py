@@ -105,13 +105,14 @@ def _as_partial(root, path, status, here):
 
 
 def _is_of(path, mode, size, mtime):
-    """Return whether a temporary file can be one of the file `path`: still nobody else's, or whole, and about to be renamed."""
+    """Return whether a temporary file can be one of the file `path`: still nobody else's, or, by its time, about to be renamed (then
+    it was whole; a host that lost its power has less of it)."""
     try:
         there = os.lstat(path)
     except OSError:
         return False
-    whole = (int(size), int(mtime)) == (there.st_size, there.st_mtime_ns // 10**9)
-    return stat.S_ISREG(there.st_mode) and (whole or not int(mode, 8) & FOR_OTHERS)
+    was_whole = int(size) <= there.st_size and int(mtime) == there.st_mtime_ns // 10**9
+    return stat.S_ISREG(there.st_mode) and (was_whole or not int(mode, 8) & FOR_OTHERS)
 
 
 def _by_job(jobs, listed, levels):
