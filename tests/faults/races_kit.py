@@ -1,9 +1,9 @@
 """What the tests of races share: a job's command that tells each of its beginnings and ends, and proves that no two ever overlap.
 
 The command keeps its log below the compute host's compties directory and outside user_data, where nothing travels: what an
-attempt has written there is overwritten by no later one. Each line is written under a lock, a directory that is renamed into place with its holder's pid in it: who is
-killed at any moment leaves none that nobody can break. An attempt that begins
-while a process of another one is alive says so: whoever was killed before is dead, or it is an overlap.
+attempt has written there is overwritten by no later one. Each line is written under a lock, a directory that is renamed into
+place with its holder's pid in it: who is killed at any moment leaves none that nobody can break. An attempt that begins while
+a process of another one is alive says so: whoever was killed before is dead, or it is an overlap.
 """
 
 import os
