@@ -1,8 +1,9 @@
 """What the tests of races share: a job's command that tells each of its beginnings and ends, and proves that no two ever overlap.
 
 The command keeps its log below the compute host's compties directory and outside user_data, where nothing travels: what an
-attempt has written there is overwritten by no later one. Each line is written under a lock (mkdir). An attempt that begins
-while a process of another one is alive says so: whoever was killed before is dead, or it is an overlap.
+attempt has written there is overwritten by no later one. Each line is written under a lock, a directory that is renamed into
+place with its holder's pid in it: who is killed at any moment leaves none that nobody can break. An attempt that begins while
+a process of another one is alive says so: whoever was killed before is dead, or it is an overlap.
 """
 
 import os
@@ -18,11 +19,11 @@ STATES = ("PENDING", "SUBMITTED", "DONE", "FAILED")
 COMMAND = r"""
 name=$(pwd | sed 's,.*/user_data/,,; s,/,+,g') home=$COMPTIES_HOME/spans
 locked() {
-    until mkdir "$home/$name.lock" 2>/dev/null; do
-        read -r holder <"$home/$name.lock/pid" 2>/dev/null && { kill -0 "$holder" 2>/dev/null || rm -rf "$home/$name.lock"; }
+    mkdir "$home/$name.$$" && echo $$ >"$home/$name.$$/pid"
+    until mv -T "$home/$name.$$" "$home/$name.lock" 2>/dev/null; do # over one that is empty it may go: its holder was killed as he let go
+        read -r holder <"$home/$name.lock/pid" && { kill -0 "$holder" || rm -rf "$home/$name.lock"; }
         sleep 0.02
-    done
-    echo $$ >"$home/$name.new.$$" && mv "$home/$name.new.$$" "$home/$name.lock/pid"
+    done 2>/dev/null
     "$@"
     rm -rf "$home/$name.lock"
 }
