@@ -36,9 +36,13 @@ def contend(site, states):
     started = [subprocess.Popen(words, env=site.environment() | {"WATCHTIES_STATE_DIR": str(state)}, stdin=subprocess.DEVNULL,
                                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for state in states]  # fmt: skip
     end = time.monotonic() + 60
-    while sum(process.poll() is None for process in started) > 1:
-        assert time.monotonic() < end, "two daemons are at work at once"
+    while sum(process.poll() is None for process in started) > 1 and time.monotonic() < end:
         time.sleep(0.05)
+    if sum(process.poll() is None for process in started) > 1:
+        for process in started:
+            process.kill()
+            process.communicate()
+        raise AssertionError("two daemons are at work at once")
     (left,) = [process for process in started if process.poll() is None]
     said = [process.communicate()[1] for process in started if process is not left]
     assert all(process.returncode == 2 for process in started if process is not left)

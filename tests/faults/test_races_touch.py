@@ -89,7 +89,7 @@ def test_every_touch_is_answered_and_no_two_attempts_are_ever_at_once(tmp_path, 
         touching = Touching(site, jobs, draw)
         for job in jobs:
             (site.web / job).mkdir(parents=True)
-            (site.web / job / "command").write_text(command())
+            (site.web / job / "command").write_text(command("$(($$ % 3 / 2)).$(($$ % 7))"))
         while touching.touches < (MANY if long else FEW):
             touching.go_on()
             pause(draw, 0.6)
