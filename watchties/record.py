@@ -134,9 +134,8 @@ def removed(record):
     elif record.phase == DONE and record.ended_as("push") in ("", GAVE_UP):
         why = f"before its results were on the web host; they are still on {record.host}"
     kept = replace(record, pulling=record.pulling or (REMOVED if waits else ""), old=old)
-    if why:
-        return fail(replace(kept, ended={}), "infrastructure", f"{REMOVED} {why}")
-    return kept if kept.pulling or old or record.ended_as("push") in ("", GAVE_UP) else Record()
+    ended = not (kept.pulling or old or record.ended_as("push") in ("", GAVE_UP))
+    return fail(replace(kept, ended={}), "infrastructure", f"{REMOVED} {why}") if why else Record() if ended else kept
 
 
 def contact(record, host):
