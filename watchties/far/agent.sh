@@ -1144,7 +1144,7 @@ do_wrapper() { # JOBDIR ATTEMPT TOKEN [ID]
     wrapper_begin "${4:-${SLURM_JOB_ID:-${LSB_JOBID:-${PBS_JOBID:-${JOB_ID:-$$}}}}}" || exit 0
     wrapper_run
     until wrapper_exit; do # the disk is full: better late than never
-        [ -d "$a" ] || exit 73 # somebody has removed it: there is nobody left to tell
+        [ -d "$a" ] || ! tree_stands "$dir" || exit 73 # somebody has removed it: there is nobody left to tell
         tries=$((${tries-0} + 1))
         [ "$tries" -lt 180 ] || break
         sleep 10
@@ -1152,6 +1152,15 @@ do_wrapper() { # JOBDIR ATTEMPT TOKEN [ID]
     wrapper_publish
     case $code in 99 | 100) exit 1 ;; esac # Grid Engine would requeue it, or put it into error state
     exit "$code"
+}
+
+# tree_stands JOBDIR: whether the tree is there, as the lock in its root says; what is renamed or unmounted may come back
+tree_stands() {
+    f=$1
+    while f=${f%/*} && [ -n "$f" ]; do
+        [ ! -e "$f/.watchties.lock" ] || return 0
+    done
+    return 1
 }
 
 # wrapper_begin ID: tell that it begins; false if it, or the tombstone, was there before
