@@ -17,8 +17,11 @@ def content(job):
     return known | {key: value for key, value in job.fields.items() if key not in INTERNAL and not isinstance(value, (dict, list))}
 
 
-def show(run, agent, jobs, begun=None):
-    """Publish each job's state and settle it: done also where a newer one stands, or the job is gone from there."""
+def show(run, agent, jobs, begun=None, shown=lambda jobs: None):
+    """Publish each job's state and settle it: done also where a newer one stands, or the job is gone from there.
+
+    shown(jobs): called before they are settled with those that are done: what had come there is lasting now.
+    """
     rows = []
     for job, answer in agent.publish({job: content(job) for job in jobs}, begun).items():
         if answer.word in ("ok", "older", "missing"):
@@ -27,4 +30,5 @@ def show(run, agent, jobs, begun=None):
             rows.append((job, "done", note, {"pending": pending, "cancel": cancel}))
         else:
             rows.append((job, "retry", f"{run.host} could not show {job.marker}: {' '.join(answer.details[2:]) or answer.detail()}", {}))
+    shown([job for job, outcome, *_ in rows if outcome == "done"])
     run.settle(rows)

@@ -98,9 +98,13 @@ class CrashSite(Site):
             self.seen(point)
         if self.aim and not self.hit and self.aim(point):
             self.hit = point
-            call.kill(*shells)
-            if self.spoil and call.role != "daemon":
-                self.spoil(self)
+            self._strike(call, shells)
+
+    def _strike(self, call, shells):
+        """Do to the site what is done at the point."""
+        call.kill(*shells)
+        if self.spoil and call.role != "daemon":
+            self.spoil(self)
 
     def _role(self, call):
         """Return role_of, remembered: of an orphan nobody could tell later whose it was."""

@@ -9,7 +9,6 @@ after its name is gone, and its number is nobody else's.
 """
 
 import os
-import random
 import stat
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +33,7 @@ class Disk:
         self.roots, self.skip, self.inodes = [str(root) for root in roots], skip, {}
         self.names = self._scan()  # path -> key, as lasting; of a directory: all its names at its last sync
         self.contents = {key: self._read(key) for key in self.inodes}
-        self.history = [self.names]  # what stood before each call since the last sync of the whole disk
+        self.history = []  # what stood before each call since the last sync of anything: that writes a journal to its end
 
     def close(self):
         for inode in self.inodes.values():
@@ -52,12 +51,13 @@ class Disk:
             return
         elif call.name in ("fsync", "fdatasync"):
             self._sync_one(call.path)
+            self.history = []
         elif call.name != "write":
             self.history.append(self._scan())
 
     def sync_all(self):
         self.names = self._scan()
-        self.history = [self.names]
+        self.history = []
         self.contents |= {key: self._read(key) for key in self.names.values()}
 
     def is_lasting(self, path):
@@ -178,8 +178,3 @@ class Disk:
 
 
 WAYS = ("synced", "named", "mixed")
-
-
-def draw_way(seed, number):
-    """Return a random.Random of one cut."""
-    return random.Random(f"{seed} {number}")

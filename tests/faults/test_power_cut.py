@@ -6,9 +6,11 @@ machine are killed while the call is held, its disk is made what it may be (disk
 """
 
 import os
+import queue
 import random
 import re
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -22,8 +24,10 @@ COMMAND = "echo run >> runs.log\nmkdir '{ledger}/busy' || echo twice >> '{ledger
           "cat in.txt > out.txt\nrmdir '{ledger}/busy'\n"  # fmt: skip
 MACHINES = {"v11": ("v11", "state"), "vision": ("vision",), "b01": ("b01",)}
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
+LANES = 3  # sites at once: most of a life is waiting
+TRIES = 5  # lives for one point: which calls fall together differs a little from life to life
 A_SITE = 8  # lives: the longer a site lives, the more there is to look at
-SHORT = 35.0  # seconds of new lives in the short form
+SHORT = 36.0  # seconds of new lives in the short form
 PROMISED = {"in.txt", "command"}
 MADE = {"out.txt", "runs.log", "remote_ties_run.res", "remote_ties_run.err"}
 
@@ -38,7 +42,7 @@ class PowerSite(CrashSite):
         self.ledger = base / "ledger"
         self.ledger.mkdir()
         self.disk, self.machine, self.way, self.draw, self.job, self.boots = None, "", "", None, "", 0
-        self.wrong, self.on_hit = [], self._cut
+        self.wrong = []
         for host in "vision", "b01":
             script = base / host / "compties/scripts/agent.sh"
             script.write_text(script.read_text().replace(BOOT_ID, str(base / f"{host}.boot")))
@@ -81,22 +85,24 @@ class PowerSite(CrashSite):
     # ---- in the calls' thread ----
 
     def _look(self, call):
-        if self.disk and (self.aim or self.points is not None):
-            self.disk.before(call)
-        super()._look(call)
-        self._called = call
+        super()._look(call)  # what is held at the cut is not done, above all no sync
         if self.points is not None:
             self.wrong += [f"{call.role}: {what}" for what in self._too_soon(call)]
+        if self.disk and not self.hit and (self.aim or self.points is not None):
+            self.disk.before(call)
 
-    def _cut(self):
+    def _strike(self, call, shells):
         """Take the power from the machine, and give it back with what its disk may hold."""
         daemon = self.process.pid
+        call.killed = True
         if self.machine != "v11":
             os.kill(daemon, signal.SIGSTOP)
-        for pid in self._of_machine():
+        for pid in {call.pid, *self._of_machine()}:
             _end(pid)
         self.disk.rewind(self.way, self.draw)
         self.boots += 1
+        if self.machine == "b01" and (self.ledger / "busy").exists():  # what was at work is not any more
+            (self.ledger / "busy").rmdir()
         if self.machine == "v11":
             return
         (self.base / f"{self.machine}.boot").write_text(f"boot-{self.boots}\n")
@@ -191,35 +197,67 @@ def test_nothing_is_published_before_it_would_survive_a_power_cut(tmp_path, mach
     assert any(re.search("/JOB/(DONE|SUBMITTED)|exit", point.target) for point in points), points
 
 
+class Lane(threading.Thread):
+    """Takes points from a queue and gives each a life, on a site that is new every few lives."""
+
+    def __init__(self, folder, waiting, machine, seed, end):
+        super().__init__()
+        self.folder, self.waiting, self.machine, self.seed, self.end = folder, waiting, machine, seed, end
+        self.cut, self.missed, self.wrong, self.lives, self.site = 0, [], [], 0, None
+
+    def run(self):
+        while time.monotonic() < self.end:
+            try:
+                point, way, tries = self.waiting.get_nowait()
+            except queue.Empty:
+                break
+            try:
+                self._live(point, way, tries)
+            except Exception as error:
+                self.wrong.append(f"{point}, {way}: {error!r}"[:5000])
+                self._leave()
+        self._leave()
+
+    def _live(self, point, way, tries):
+        if self.lives % A_SITE == 0:
+            self._leave()
+        if not self.site:
+            self.site = PowerSite(self.folder / f"{self.name}.{self.lives}").__enter__()
+            self.site.start().wait_ready()
+        self.lives += 1
+        site, draw = self.site, random.Random(f"{self.seed} {point} {way}")
+        boots = site.boots
+        job = site.ask(self.machine, lambda found: found == point, way, draw)
+        site.follow(job)
+        if site.boots == boots:
+            self.waiting.put((point, way, tries - 1)) if tries > 1 else self.missed.append(f"{point}, {way}")
+            return
+        self.cut += 1
+        self.wrong += [f"{point}, {way}: {what}" for what in site.wrongs(job, *site.follow(job))]
+
+    def _leave(self):
+        site, self.site = self.site, None
+        try:
+            if site:
+                site.__exit__()
+        except Exception as error:
+            self.wrong.append(f"at the end of a site: {error!r}")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", MACHINES)
 def test_a_power_cut_at_any_call_loses_nothing_and_repeats_nothing(tmp_path, machine, seed, long, figure):
     points, _ = traced(tmp_path / "traced", machine)
-    draw = random.Random(seed)
-    lives = [(point, way) for point in points for way in WAYS]
-    draw.shuffle(lives)
+    lives, waiting = [(point, way) for point in points for way in WAYS], queue.SimpleQueue()
+    for life in random.Random(seed).sample(lives, len(lives)):
+        waiting.put((*life, TRIES))
     end = time.monotonic() + (float("inf") if long else SHORT / len(MACHINES))
-    cut, missed, wrong, site = 0, [], [], None
-    for number, (point, way) in enumerate(lives):
-        if time.monotonic() > end:
-            break
-        if number % A_SITE == 0 or wrong and not site:
-            site and site.__exit__()
-            site = PowerSite(tmp_path / f"{number}").__enter__()
-            site.start().wait_ready()
-        try:
-            job = site.ask(machine, lambda found, point=point: found == point, way, draw)
-            state, fields = site.follow(job)
-            if site.hit:
-                cut += 1
-                wrong += [f"{point}, {way}: {what}" for what in site.wrongs(job, *site.follow(job))]
-            else:
-                missed.append(f"{point}, {way}")
-        except Exception as error:
-            wrong.append(f"{point}, {way}: {error!r}"[:5000])
-            site.__exit__()
-            site = None
-    site and site.__exit__()
+    lanes = [Lane(tmp_path, waiting, machine, seed, end) for _ in range(LANES)]
+    for lane in lanes:
+        lane.start()
+    for lane in lanes:
+        lane.join()
+    cut, missed, wrong = sum(lane.cut for lane in lanes), [m for lane in lanes for m in lane.missed], [w for lane in lanes for w in lane.wrong]
     figure(f"{machine}: {cut} power cuts at {len(points)} points in {len(WAYS)} ways, {len(missed)} not reached; {len(wrong)} wrong")
     assert not wrong, "\n".join(wrong)
     assert cut > len(missed), missed

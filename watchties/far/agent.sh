@@ -835,6 +835,7 @@ submit_all() {
     while read_chunk 100; do
         given=$NL
         each submit_check
+        [ -z "$moves" ] || must_be_durable # an intent promises that the inputs are on disk: nobody sends them again
         rename_all
         must_be_durable
         each submit_begin
