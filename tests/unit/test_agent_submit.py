@@ -121,10 +121,12 @@ def test_rule_fenced(agent, tmp_path):
 
 @every_shell
 def test_an_orphan_that_lost_its_intent_submits_nothing(agent, tmp_path):
-    """R1's submit hangs in sync; R2 claims (unknown); R1 goes on and must not reach the scheduler."""
+    """R1's submit hangs in the sync of its intent, the second one; R2 claims (unknown); R1 goes on and must not reach the scheduler."""
     line = ["u/e", 1, "t1"]
     agent.one("claim", "R1", line=line)
-    here = shims(tmp_path / "shims", 'touch "$here/waiting"; while [ ! -e "$here/go" ]; do sleep 0.02; done; exec "$real" "$@"', ["sync"])
+    inputs = 'mkdir "$here/inputs" 2>/dev/null && exec "$real" "$@"; '
+    hang = 'touch "$here/waiting"; while [ ! -e "$here/go" ]; do sleep 0.02; done; exec "$real" "$@"'
+    here = shims(tmp_path / "shims", inputs + hang, ["sync"])
     orphan = Agent(agent.sh, agent.data, env={"PATH": f"{here}:{os.environ['PATH']}"}).start("submit", "R1", lines=[[*line, LOG]])
     wait_for((here / "waiting").exists)
     assert agent.one("claim", "R2", line=line) == ["unknown"]
