@@ -83,7 +83,7 @@ def test_a_far_relay_and_an_agent_that_lie_lead_nowhere(lab):
         for job in "ann/held", "bob/waits":
             assert site.wait_state(job, "DONE", 60)["attempt"] == "1" and site.runs(job) == 1
         assert not [found for host in ("vision", "v11", "b01") for found in (lab.folder / host).rglob("pwned")]
-        assert {path.name for path in site.mirror.iterdir()} <= {"ann", "bob", "$(touch pwned)", ".watchties.lock", ".watchties.coming"}
+        assert {path.name for path in site.mirror.iterdir()} <= {"ann", "bob", "$(touch pwned)", ".watchties.lock", ".watchties.coming", ".watchties.tree"}
 
 
 def test_bwlimit_is_kept_in_both_directions(lab):

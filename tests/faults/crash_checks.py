@@ -43,7 +43,7 @@ def expected(site, job, state, runs=(1,), letters=(1,)):
 HIDDEN = {"web": set(), "mirror": {".watchties"}, "compute": {".watchties"}}
 RECORD = re.compile(r"record\.json|(manifest|made|spared)\.[0-9]+")
 ATTEMPT = re.compile(r"begun|begun\..+|exit|reply|intent\..+|killed")
-ROOTS = {".watchties.lock", ".watchties.coming"}
+ROOTS = {".watchties.lock", ".watchties.coming", ".watchties.tree"}
 
 
 def left_over(site, job):

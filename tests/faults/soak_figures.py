@@ -23,7 +23,7 @@ HEADS = ("jobs", "PSS MB", "RSS MB", "fds", "threads", "journal kB", "rows", "st
 JUDGED = {"PSS MB": 1.0, "RSS MB": 2.0, "fds": 4, "threads": 2, "journal kB": 300, "state files": 15, "state kB": 200,
           "log B/job": 0, "CPU ms/job": 0}  # fmt: skip
 WIDTH = 11
-STANDS = {".watchties.lock", ".watchties.coming"}  # below a tree, as long as it is in use; the second is to be empty
+STANDS = {".watchties.lock", ".watchties.coming", ".watchties.tree"}  # below a tree, as long as it is in use; the second is to be empty
 
 
 class Figures:

@@ -56,7 +56,7 @@ def test_names_that_no_job_may_have_are_refused_once_and_go_nowhere(tmp_path):
     with site:
         site.drop("ann/good")
         end(site, "ann/good")
-        assert sorted(os.listdir(os.fsencode(site.compute))) == [b".watchties.lock", b"ann"]
+        assert sorted(os.listdir(os.fsencode(site.compute))) == [b".watchties.lock", b".watchties.tree", b"ann"]
         assert os.listdir(site.compute / "ann") == ["good"]
         assert not list(tmp_path.rglob("pwned")) and not (site.mirror / "ann/.hidden").exists()
         reasons = refused(site)
@@ -108,7 +108,7 @@ def test_what_a_relay_says_is_taken_as_any_stranger_s_input(tmp_path):
             assert reason in reasons[name], reasons
         assert not any("banner" in name for name in reasons)
         assert not list(tmp_path.rglob("pwned")) and not (tmp_path / "etc/cron.d").exists()
-        assert {path.name for path in site.mirror.iterdir()} <= {"$(touch pwned)", "ann", ".watchties.coming"}
+        assert {path.name for path in site.mirror.iterdir()} <= {"$(touch pwned)", "ann", ".watchties.coming", ".watchties.tree"}
         assert not (site.mirror / "ann").exists() or {p.name for p in (site.mirror / "ann").iterdir()} == {"e1"}
 
 

@@ -1347,6 +1347,7 @@ do_cancel() { # DATA [WHY]: for the tombstones, as whoever has one laid may die 
         each cancel_ask
         cancel_waits
         each cancel_look
+        remove_garbage
         every tell
     done
 }
@@ -1481,14 +1482,20 @@ cancel_look() {
     if [ -n "$session" ] && session_lives "$session" "$leader"; then
         answer running "still there on this host, pid $pid$said"
     elif answer_exit; then
-        :
+        [ "$where" = elsewhere ] || unpublished
     elif [ -n "$entombed" ]; then
         answer none "$said"
     elif [ "$where" = elsewhere ]; then
         answer running "it began on host $began_on; no exit file yet$said"
     else
+        unpublished
         answer ended
     fi
+}
+
+# unpublished: nothing of the attempt runs here; a marker that its wrapper, killed, has left under a hidden name goes
+unpublished() {
+    garbage=$garbage$dir/.watchties.new.DONE$NL$dir/.watchties.new.FAILED$NL
 }
 
 # ---- status ----
@@ -1605,7 +1612,7 @@ status_tidy() {
         ;;
     *) return 0 ;;
     esac
-    garbage=$garbage$dir/.watchties.new.DONE$NL$dir/.watchties.new.FAILED$NL
+    unpublished
 }
 
 # status_begun: it has begun, as far as the files say; is it alive? Its end may be written while we look
