@@ -64,7 +64,7 @@ def test_a_hook_that_hangs_is_ended_in_time_also_by_the_next_daemon(tmp_path):
 
 
 def test_results_that_cannot_be_read_stay_and_are_read_again(tmp_path):
-    hook = 'mkdir "$WATCHTIES_RESULT"\n'
+    hook = 'rm -f "$WATCHTIES_RESULT" && mkdir "$WATCHTIES_RESULT"\n'
     with Site(tmp_path, rules=RULE.format(name="plots", on="DONE", timeout="1h"), hooks={"plots": hook}) as site:
         site.drop("ann/e1")
         (bad,) = site.wait(lambda: list((site.state / "runs").glob("plots*/result")), 40, "there is a directory")
