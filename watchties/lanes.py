@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 ALONE = "alone"  # the extra slot of jobs above the lane's size threshold, so that they hold up nobody
 PROBE_FIRST, PROBE_MAXIMUM = 5.0, 30.0  # seconds between two probes of a host that is down: jobs wait no longer than this once it is up
 PROBE_SELDOM = 300.0  # the longest pause where it is up, but keeps us out
+ALARM_FIRST, ALARM_MAXIMUM = 1.0, 10.0  # the same after a false alarm: a connection that was cut, and is there again, is one too
 STEADY = 60.0  # seconds a host must be up for its next failure to be taken for the first
 
 
@@ -179,7 +180,7 @@ class Breaker:
             return False  # one more run that had begun before
         self.alarms = self.alarms if now - self.up < STEADY else 0
         self.reason, self.since, self.probes = reason, now, 0
-        self.next_probe = now + (backoff(self.alarms - 1, PROBE_FIRST, PROBE_MAXIMUM) if self.alarms else 0)
+        self.next_probe = now + (backoff(self.alarms - 1, ALARM_FIRST, ALARM_MAXIMUM) if self.alarms else 0)
         return True
 
     def probe_failed(self, reason, now, maximum=PROBE_MAXIMUM):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watchties.lanes import ALONE, PROBE_MAXIMUM, PROBE_SELDOM, STEADY, Alarms, Breaker, FairQueue, Hold, Lane, backoff
+from watchties.lanes import ALARM_MAXIMUM, ALONE, PROBE_MAXIMUM, PROBE_SELDOM, STEADY, Alarms, Breaker, FairQueue, Hold, Lane, backoff
 
 
 def test_users_take_turns():
@@ -125,7 +125,7 @@ def test_false_alarms_that_go_on_are_looked_into_seldomer_and_seldomer():
         pauses.append(breaker.next_probe - now)
         assert breaker.answered(breaker.next_probe)
         now = breaker.next_probe + 1
-    assert pauses[0] == 0 and pauses[1] <= 5 and 0.75 * PROBE_MAXIMUM <= pauses[-1] <= PROBE_MAXIMUM
+    assert pauses[0] == 0 and pauses[1] <= 5 and 0.75 * ALARM_MAXIMUM <= pauses[-1] <= ALARM_MAXIMUM
     assert breaker.failed("much later", now + STEADY) and breaker.next_probe == now + STEADY
 
 
