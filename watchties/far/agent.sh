@@ -219,9 +219,9 @@ remember_tree() {
         set -f
         { [ -e "$1" ] && read -r mark </proc/sys/kernel/random/uuid; } || return 0
         [ -s "$data/.watchties.tree" ] || rm -f "$data/.watchties.tree"
-        set -C
-        printf '%s\n' "$mark" >"$data/.watchties.tree"
-        set +C
+        # whole under its name from the first moment: another one, who saw it empty, would put his own in its place
+        printf '%s\n' "$mark" >"$data/.watchties.tree.$$" && ln "$data/.watchties.tree.$$" "$data/.watchties.tree"
+        rm -f "$data/.watchties.tree.$$"
         { read -r mark <"$data/.watchties.tree" && durable; } || return 0 # another one may have been faster
     fi
     printf '%s\n' "$mark$TAB$data" >>"$marks"
