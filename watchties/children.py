@@ -6,6 +6,8 @@ Must not know: what any of them is for.
 
 import asyncio
 import contextlib
+import os
+import signal
 
 from watchties.errors import Unreachable
 from watchties.model import printable
@@ -26,14 +28,19 @@ async def start(argv, **streams):
 async def end(process):
     """Kill a program that is still there. Its streams may never end (a child of it, a reader that is full): so not for long."""
     if process.returncode is None:
-        process.kill()
+        signal_to(process, signal.SIGKILL)
         await asyncio.wait([asyncio.ensure_future(process.wait())], timeout=ITS_END)
 
 
-def kill(process):
-    """Kill a program that is still there, and leave its end to whoever waits for it."""
+def signal_to(process, number):
+    """Send a signal to a program that is still there, and leave its end to whoever waits for it.
+
+    Not by its own kill(): that looks first whether it has ended, and takes the exit code away from asyncio, which then makes up a 255
+    and says so on standard error (subprocess.Popen.send_signal polls).
+    """
     if process.returncode is None:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 async def answer(process, stdin):
@@ -44,7 +51,8 @@ async def answer(process, stdin):
         async with asyncio.TaskGroup() as group:
             streams = [group.create_task(_all_of(stream)) for stream in (process.stdout, process.stderr)]
     except* Unreachable as flood:
-        process._transport.close()  # asyncio has no other way to let go of streams that nobody reads to their end
+        for number in (1, 2):  # asyncio has no other way to let go of streams that nobody reads to their end
+            process._transport.get_pipe_transport(number).close()
         raise flood.exceptions[0] from None
     return tuple(stream.result() for stream in streams)
 

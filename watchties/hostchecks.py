@@ -146,9 +146,7 @@ async def greet(far):
     except TimeoutError:
         return Greeting()
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        await children.end(process)
 
 
 async def _heard(stream, nonce):

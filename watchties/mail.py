@@ -7,6 +7,7 @@ Whatever happens here, the job's state stays as it is: a letter ends as done, re
 """
 
 import contextlib
+import fcntl
 import os
 import shlex
 import smtplib
@@ -23,6 +24,7 @@ TIMEOUT = 30  # seconds that a server may be silent
 PROGRAM_TIMEOUT = 120  # seconds
 REFUSED = {65, 67, 68}  # EX_DATAERR, EX_NOUSER, EX_NOHOST: about this letter. All else may pass, or be put right: msmtp ends
 # with 69 where the server says 450, with 77 or 78 where its own configuration is wrong
+HALF = ".new"  # the end of the name of a letter that is not whole yet
 NOT_SET_UP = "no mail is set up: [mail] has neither server, sendmail nor folder"
 TAIL_LINES, TAIL_BYTES = 15, 8192
 
@@ -68,17 +70,26 @@ class Folder(Nowhere):
 
     def send(self, letter):
         """Write the letter whole under a hidden name, then rename it; return where it is."""
-        path, hidden = self.folder / letter.name, self.folder / f".{letter.name}.new"
+        path, hidden = self.folder / letter.name, self.folder / f".{letter.name}{HALF}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._sweep()
             with open(hidden, "wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 file.write(letter.data())
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(hidden, path)
+                os.replace(hidden, path)  # while it is locked: what nobody locks is swept
         except OSError as e:
             raise Transient(f"cannot write the mail {path}: {e.strerror or e}") from e
         return f"written to {path}"
+
+    def _sweep(self):
+        """Remove the halves that senders have left which were killed: nobody holds their locks. Another letter may never bear such a name."""
+        for half in self.folder.glob(f".*{HALF}"):
+            with contextlib.suppress(OSError), open(half, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                half.unlink()
 
 
 class Sendmail(Nowhere):

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import signal
 import tempfile
 
 from watchties import children, ssh
@@ -63,8 +64,8 @@ class Masters:
         """End both, to be opened again: after an outage a connection that survived may stall for minutes in TCP's backoff."""
         for kind, process in self._processes.items():
             if process.returncode is None:
-                process.terminate()
-                asyncio.get_running_loop().call_later(FORMER_ENDS, children.kill, process)  # one that hangs
+                children.signal_to(process, signal.SIGTERM)
+                asyncio.get_running_loop().call_later(FORMER_ENDS, children.signal_to, process, signal.SIGKILL)  # one that hangs
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(_path(self.far, kind))  # nobody goes there any more
             self._soon[kind].set()
@@ -125,7 +126,7 @@ class Masters:
         while await _greets(_path(self.far, kind)):
             await asyncio.sleep(LOOK)
         self.problem(f"the shared connection ({kind}) hangs; it is opened anew")
-        children.kill(process)
+        children.signal_to(process, signal.SIGKILL)
 
     async def _end_former(self, kind):
         """End the connection that a daemon which was killed has left: nobody else would."""
@@ -165,7 +166,7 @@ async def _greets(path):
 async def _end(process):
     """End a program as it wishes, or, if it does not, by force."""
     if process.returncode is None:
-        process.terminate()
+        children.signal_to(process, signal.SIGTERM)
         try:
             await asyncio.wait([asyncio.ensure_future(process.wait())], timeout=FORMER_ENDS)
         finally:  # a daemon that ends has no patience, and cancels once more

@@ -31,6 +31,9 @@ def small_disk(tmp_path):
         yield where
 
 
+LARGE = "head -c 6000000 /dev/urandom > big.out\n"  # not zeros: they would be holes, and take no room
+
+
 def fill(path):
     """Write a file until not a byte more goes on its disk."""
     with open(path, "wb", buffering=0) as file:
@@ -43,7 +46,7 @@ def fill(path):
 
 def test_a_full_mirror_is_said_and_jobs_go_on_by_themselves(small_disk, tmp_path):
     with Site(tmp_path, edit=quick("pull", "fetch", "push", "submit"), change=floor("1B")) as site:
-        site.drop("ann/before", command=HOLD + "head -c 6000000 /dev/zero > big.out\n")
+        site.drop("ann/before", command=HOLD + LARGE)
         site.wait(lambda: site.runs("ann/before") == 1, 20, "it runs")
         put(small_disk / "ballast", b"x" * 20_000_000)
         fill(small_disk / "more")

@@ -7,7 +7,7 @@ from test_trouble_disks import fill, mounted
 from trouble_kit import end, quick, times, waits_for
 from watchties.outcomes import TOLD_AT
 
-LARGE = "echo run >> runs.log; head -c 6000000 /dev/zero > big.out\n"
+LARGE = "echo run >> runs.log; head -c 6000000 /dev/urandom > big.out\n"
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from agent_kit import AGENT, HOSTILE, Agent, every_shell, make_job, one_shell, request
+from agent_kit import AGENT, HOSTILE, Agent, every_shell, make_job, one_shell, request, shims
 
 
 @pytest.fixture
@@ -85,3 +85,19 @@ def test_an_empty_mount_point_is_not_taken_for_the_tree(sh, tmp_path):
     assert call("status", "user_data").returncode == 66
     (scripts / ".watchties.trees").unlink()
     assert call("status", "user_data").returncode == 0 and (data / ".watchties.tree").read_text() not in ("", mark)
+
+
+@every_shell
+def test_agents_that_see_a_tree_for_the_first_time_together_remember_one_mark(sh, tmp_path):
+    late = shims(tmp_path / "late", "sleep 0.$(shuf -i 0-9 -n 1)\nexec $real \"$@\"", tools=("ln", "rm", "sync"))
+    for life in range(4):
+        scripts, data = tmp_path / f"{life}/scripts", tmp_path / f"{life}/user_data"
+        scripts.mkdir(parents=True), make_job(data, "ann/e1")
+        shutil.copy(AGENT, scripts)
+        (data / ".watchties.tree.1").write_text("of one that was killed\n")
+        agents = [Agent(sh, data, scripts / "agent.sh", {"PATH": f"{late}:{os.environ['PATH']}"}).start("status") for _ in range(6)]
+        said = [(*each.communicate(timeout=60), each.returncode) for each in agents]
+        assert [code for *_, code in said] == [0] * 6, said
+        mark = (data / ".watchties.tree").read_text().strip()
+        assert {line.split("\t")[0] for line in (scripts / ".watchties.trees").read_text().splitlines()} == {mark}
+        assert sorted(os.listdir(data)) == [".watchties.tree", "ann"], "no half is left"

@@ -218,12 +218,13 @@ remember_tree() {
         set -- "$data"/*
         set -f
         { [ -e "$1" ] && read -r mark </proc/sys/kernel/random/uuid; } || return 0
-        [ -s "$data/.watchties.tree" ] || rm -f "$data/.watchties.tree"
-        # whole under its name from the first moment: another one, who saw it empty, would put his own in its place
-        printf '%s\n' "$mark" >"$data/.watchties.tree.$$" && ln "$data/.watchties.tree.$$" "$data/.watchties.tree"
-        rm -f "$data/.watchties.tree.$$"
+        # whole under its name from the first moment, and never taken away: of two agents at once each would remember another one
+        printf '%s\n' "$mark" >"$data/.watchties.tree.$$" && durable && ln "$data/.watchties.tree.$$" "$data/.watchties.tree"
         { read -r mark <"$data/.watchties.tree" && durable; } || return 0 # another one may have been faster
     fi
+    set +f
+    rm -f "$data/.watchties.tree."* # one that was killed leaves its own; one that is late finds the mark in its place
+    set -f
     printf '%s\n' "$mark$TAB$data" >>"$marks"
     return 0
 }
