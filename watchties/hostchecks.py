@@ -13,7 +13,7 @@ import os
 import shlex
 import time
 
-from watchties import calls, ssh
+from watchties import calls, children, ssh
 from watchties.checks import Finding
 from watchties.errors import WatchtiesError
 from watchties.hostanswers import judged, loud, number
