@@ -5,6 +5,8 @@ Must not know: a scheduler's words (schedulers/), rsync's options, the attempt's
 
     claim says       so
     new, held        nothing was submitted: manifest, inputs, submit            [claim_first]
+                     new, of a job that was here before: its directory was removed, maybe with what tells of a submission:
+                     the scheduler is asked by name first
     unknown          it may have been submitted: ask the scheduler by name; submit again only when a query that
                      succeeded found nothing, twice, a grace period apart
     begun, done      it was submitted: the id stands in the answer
@@ -59,7 +61,9 @@ class Submission:
         claims = self.agent.claim(jobs, self.run.id, self.evidence())
         for job, claim in claims.items():
             self.take_up(job, claim)
-        if fresh := [job for job in jobs if claims[job].word in ("new", "held")]:
+        removed = [job for job in jobs if claims[job].word == "new" and not job.first]
+        begun_there = self.begun_before(removed) if removed else set()
+        if fresh := [job for job in jobs if claims[job].word in ("new", "held") and job not in begun_there]:
             with self.agent.begin_submit(self.run.id) as begun:  # not before: a run has one short channel at a time
                 self.submit(self.bring_inputs(fresh), begun)
         self.submit(self.begun_anew(self.ask_by_name()))
@@ -156,17 +160,32 @@ class Submission:
 
     def ask_by_name(self):
         """Settle the unknown jobs that the scheduler knows by name; return those that may be submitted again."""
-        names = {schedulers.unique_name(job.token): job for job in self.unknown}
         try:
-            found = self.find(names)
+            found = self.find_and_adopt(self.unknown)
         except QueryFailed as error:
             self.unknown = {job: f"{why}; {error}" for job, why in self.unknown.items()}
             return []
-        self.agent.adopt({names[name]: number for name, number in found.items()}, self.run.id)
-        for name, number in found.items():
-            self.submitted(names[name], number)
-            del self.unknown[names[name]]
+        for job in found:
+            del self.unknown[job]
         return [job for job in list(self.unknown) if self.not_found_again(job)]
+
+    def begun_before(self, jobs):
+        """Settle those of the jobs that the scheduler knows by name, and all if it cannot be asked; return which."""
+        try:
+            return self.find_and_adopt(jobs)
+        except QueryFailed as error:
+            for job in jobs:
+                self.run.retry(job, f"its directory on {self.run.host} was removed, and it is not known whether it was submitted: {error}")
+            return set(jobs)
+
+    def find_and_adopt(self, jobs):
+        """Settle as submitted those of the jobs that the scheduler knows; return them. Raises QueryFailed."""
+        names = {schedulers.unique_name(job.token): job for job in jobs}
+        found = {names[name]: number for name, number in self.find(names).items()}
+        self.agent.adopt(found, self.run.id)
+        for job, number in found.items():
+            self.submitted(job, number)
+        return set(found)
 
     def find(self, names):
         """Return name -> id of those the scheduler knows; raise QueryFailed if it could not be asked."""

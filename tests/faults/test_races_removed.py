@@ -6,6 +6,7 @@ import time
 import pytest
 from races_kit import Log, command, drawing, edit
 from site_kit import Site
+from trouble_kit import end, quick
 
 PLACES = ("web", "mirror", "compute")
 STAGES = {
@@ -101,6 +102,18 @@ def test_a_job_removed_at_any_stage_harms_nobody_else(tmp_path, seed, long, figu
         came = ", ".join(f"{count} {state}" for state, count in sorted(ends.items()))
         figure(f"{len(removing.jobs)} job directories removed, {told}, at {len(STAGES)} stages: {came}; {len(others)} other jobs DONE once, "
                f"{len(removing.jobs)} new jobs of the same names DONE, 0 attempts at once, 0 retried without end")  # fmt: skip
+
+
+def test_a_job_removed_while_its_submit_is_under_way_is_begun_once(tmp_path):
+    with Site(tmp_path, daemon='grace = "1s"\nreconcile = "2s"', edit=quick("submit"), change=often) as site:
+        agent = site.base / "b01/compties/scripts/agent.sh"
+        slow = "        together submit_run\n"
+        assert slow in agent.read_text()
+        agent.write_text(agent.read_text().replace(slow, f"{slow}        sleep 1\n"))  # nothing of the submission is written down yet
+        ledger = site.base / "ledger"
+        site.drop("ann/e1", command=f'echo run >> "{ledger}"; rm -rf "$PWD"; sleep 4\n')
+        end(site, "ann/e1", "DONE")  # its wrapper finds the directory that the next claim has made
+        assert ledger.read_text() == "run\n"
 
 
 def often(text):

@@ -831,6 +831,11 @@ do_submit() { # DATA RUN [SETUP]
 
 submit_all() {
     use_timeout
+    set +f
+    for slow in "$data/.watchties.slow."*; do
+        [ -e "/proc/${slow##*.}" ] || rm -f "$slow" # of one that was killed
+    done
+    set -f
     slow=$data/.watchties.slow.$$
     rm -f "$slow" # of one that was killed, and had this number
     while read_chunk 100; do
