@@ -833,11 +833,11 @@ submit_all() {
     use_timeout
     set +f
     for slow in "$data/.watchties.slow."*; do
-        [ -e "/proc/${slow##*.}" ] || rm -f "$slow" # of one that was killed
+        { [ ! -e "$slow" ] || [ -e "/proc/${slow##*.}" ]; } || rm -f "$slow" # of one that was killed
     done
     set -f
     slow=$data/.watchties.slow.$$
-    rm -f "$slow" # of one that was killed, and had this number
+    rm -f "$slow" # of one that had this number
     while read_chunk 100; do
         given=$NL
         each submit_check
