@@ -212,16 +212,19 @@ class Daemon:
         self._scans[tree] = self._keep(lambda: self._scan(tree, RESCAN_PAUSE if under_way else 0))
 
     async def _scan(self, tree, pause):
-        """Look at every job directory of a mirror, in slices; have looked at what may need something done."""
+        """Look at every job directory of a mirror, in slices; have looked at what may need something done, forget who was removed."""
         await asyncio.sleep(pause)
-        began = time.monotonic()
+        began, seen = time.monotonic(), set()
         for job, names in self.watches[tree].scan():
+            seen.add(job)
             if markers.waiting(names):
                 self.engine.read(JobId(tree, job), self.looks_at_all)
             if time.monotonic() - began > SLICE:
                 await asyncio.sleep(0)
                 began = time.monotonic()
         self.engine.has_read(tree)
+        with contextlib.suppress(roots.TreeGone):
+            self.journal.forget(tree, seen, lambda name: self.engine.has_left(JobId(tree, name)))
 
     def _tree_is_back(self, tree):
         """Look at all of a tree that was gone; what was announced of it meanwhile was not believed, so it is asked for again."""

@@ -41,6 +41,10 @@ class Hearing:
         self.dispatch.unread.discard(tree)
         self.kick.set()
 
+    def has_left(self, job_id):
+        """Return whether a job's directory was removed, and it is not in hand any more. Raises TreeGone."""
+        return not self.jobs.get(job_id) and not self.roots.has(job_id, "")
+
     def touch_all(self):
         """Have every job in hand looked at."""
         self.dirty |= dict.fromkeys(job.id for job in self.jobs)

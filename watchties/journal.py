@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 from watchties.errors import UserError
 
-FORMAT = 2
-BUSY_MS = 5000
+FORMAT, BUSY_MS = 2, 5000
 PRUNE_ROWS = 10_000  # history rows that one prune() takes at most: some 20 ms
 UNUSABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -152,6 +151,12 @@ class Journal(Reader):
     def put_many(self, rows):
         """Put (tree, job, state, attempt, host, reason, since, waiting_on) into the index, over what stands there, in one commit."""
         return self._write([(PUT, rows)])
+
+    def forget(self, tree, known, has_left):
+        """Take those jobs of a tree out of the index that are not `known`, if has_left(name) says so."""
+        doubted = [row for row in self._rows("SELECT tree, job FROM job WHERE tree = ?", (_text(tree),)) if row[1] not in known]
+        if left := [row for row in doubted if has_left(row[1])]:
+            self._write([("DELETE FROM job WHERE tree = ? AND job = ?", left)])
 
     def rebuild(self, rows):
         """Replace the whole index by these rows, in one commit: readers see the old one or the new one."""

@@ -1,6 +1,8 @@
 """A record that a person has edited, or that cannot be understood, costs its job alone: one clear line, and the daemon goes on."""
 
 import json
+import shutil
+import time
 
 import pytest
 from site_kit import Site
@@ -40,3 +42,24 @@ def test_a_record_that_was_edited_costs_its_job_alone(ended):
             assert len(lines) == 1 and "move it away to begin this job anew" in lines[0]
             assert "record.json is damaged" in site.watchties("explain", f"ann/{name}", check=False).stderr
         assert "Traceback" not in said
+
+
+def test_a_job_whose_directory_was_removed_is_listed_no_longer_and_one_whose_tree_is_away_is(tmp_path):
+    with Site(tmp_path, daemon='reconcile = "1s"') as site:
+        for job in "ann/stays", "ann/goes":
+            site.drop(job)
+        for job in "ann/stays", "ann/goes":
+            site.wait_state(job, "DONE")
+        site.wait(site.quiet, 30, "quiet")
+        listed = lambda: site.watchties("status", "--all").stdout  # noqa: E731
+        assert "ann/stays" in listed() and "ann/goes" in listed()
+        site.mirror.rename(tmp_path / "away")
+        time.sleep(3)  # three reconciles
+        assert "ann/stays" in listed() and "ann/goes" in listed()
+        (tmp_path / "away").rename(site.mirror)
+        shutil.rmtree(site.mirror / "ann/goes")
+        site.wait(lambda: "ann/goes" not in listed(), 20, "the removed one is forgotten")
+        assert "ann/stays" in listed()
+        shutil.rmtree(site.web / "ann/goes")
+        site.drop("ann/goes")
+        site.wait(lambda: "ann/goes" in listed(), 20, "a new one of its name is listed")

@@ -32,7 +32,7 @@ printf 'end %s %s %s\\n' "$PPID" "$(cat one)" "$(cat two)" >>"$COMPTIES_HOME/log
 echo "$PPID" >result
 exit "$code"
 """
-PATIENCE = 20  # seconds for what takes milliseconds
+PATIENCE = 60  # seconds for what takes milliseconds
 
 
 class Host:
