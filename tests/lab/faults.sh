@@ -12,7 +12,10 @@ input() { # a rule for what comes in at the host
 sshd() { # a signal for the host's sshd, its sessions included: only that host's processes can be seen there
     enter "$host"
     # shellcheck disable=SC2016  # for the shell inside
-    "${inside[@]}" sh -c 'pids=$(pgrep -x sshd) && kill -"$1" $pids' sh "$1"
+    "${inside[@]}" sh -c 'pids=$(pgrep -x sshd) || exit
+        for pid in $pids; do # a session may end by itself meanwhile
+            kill -"$1" "$pid" 2>/dev/null || [ ! -e "/proc/$pid" ] || exit
+        done' sh "$1"
 }
 start_sshd() { # unless it runs
     enter "$host"
