@@ -24,6 +24,9 @@ def all_points(folder):
     with CrashSite(folder / "trace") as site:
         first = trace(site, fresh=True)
         warm = [point for _ in range(2) for point in trace(site)]
+    with CrashSite(folder / "again") as site:  # which agent is the first to look at a tree, and marks it, differs from life to life
+        again = set(trace(site, fresh=True))
+    first = [point for point in first if point in again]
     found = dict.fromkeys(warm, False)
     return {point: fresh for point, fresh in (found | {p: True for p in first if p not in found}).items() if is_lasting(point)}
 

@@ -86,7 +86,7 @@ class PowerSite(CrashSite):
 
     def _look(self, call):
         super()._look(call)  # what is held at the cut is not done, above all no sync
-        if self.points is not None:
+        if self.disk and self.points is not None:  # before the disk is watched no job of ours is there
             self.wrong += [f"{call.role}: {what}" for what in self._too_soon(call)]
         if self.disk and not self.hit and (self.aim or self.points is not None):
             self.disk.before(call)

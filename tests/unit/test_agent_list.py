@@ -90,7 +90,7 @@ def test_an_empty_mount_point_is_not_taken_for_the_tree(sh, tmp_path):
 @every_shell
 def test_agents_that_see_a_tree_for_the_first_time_together_remember_one_mark(sh, tmp_path):
     late = shims(tmp_path / "late", "sleep 0.$(shuf -i 0-9 -n 1)\nexec $real \"$@\"", tools=("ln", "rm", "sync"))
-    for life in range(4):
+    for life in range(2):
         scripts, data = tmp_path / f"{life}/scripts", tmp_path / f"{life}/user_data"
         scripts.mkdir(parents=True), make_job(data, "ann/e1")
         shutil.copy(AGENT, scripts)
