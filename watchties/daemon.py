@@ -233,15 +233,15 @@ class Daemon:
         self.links[self.config.tree[tree].web].list_again()
 
     async def _reconcile(self):
-        """Find what nobody has announced."""
+        """Find what nobody has announced; forget what is old, at once: a daemon that is often told to reload may never come to it later."""
         while True:
+            self.hooklog.prune()
+            self.journal.prune(time.time() - self.config.daemon.journal_keep)
             await asyncio.sleep(self.config.daemon.reconcile)
             for name in self.watches:
                 self._rescan(name)
             for link in self.links.values():
                 link.list_again()
-            self.hooklog.prune()
-            self.journal.prune(time.time() - self.config.daemon.journal_keep)
 
     async def _rebuild(self):
         """Fill a journal that is new from the records, a few jobs at a time."""
