@@ -86,7 +86,7 @@ class Folder(Nowhere):
 
     def _sweep(self):
         """Remove the halves that senders have left which were killed: nobody holds their locks. Another letter may never bear such a name."""
-        for half in self.folder.glob(f".*{HALF}"):
+        for half in self.folder.glob(f".*.eml{HALF}"):
             with contextlib.suppress(OSError), open(half, "rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 half.unlink()

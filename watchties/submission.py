@@ -61,8 +61,8 @@ class Submission:
         claims = self.agent.claim(jobs, self.run.id, self.evidence())
         for job, claim in claims.items():
             self.take_up(job, claim)
-        removed = [job for job in jobs if claims[job].word == "new" and not job.first]
-        begun_there = self.begun_before(removed) if removed else set()
+        doubted = [job for job in jobs if claims[job].word == "new" and not job.first or claims[job].word == "held" and job.fields.get("doubted")]
+        begun_there = self.begun_before(doubted) if doubted else set()
         if fresh := [job for job in jobs if claims[job].word in ("new", "held") and job not in begun_there]:
             with self.agent.begin_submit(self.run.id) as begun:  # not before: a run has one short channel at a time
                 self.submit(self.bring_inputs(fresh), begun)
@@ -175,7 +175,7 @@ class Submission:
             return self.find_and_adopt(jobs)
         except QueryFailed as error:
             for job in jobs:
-                self.run.retry(job, f"its directory on {self.run.host} was removed, and it is not known whether it was submitted: {error}")
+                self.run.retry(job, f"not known whether an earlier run has submitted it, of which {self.run.host} has no trace: {error}", doubted=1)
             return set(jobs)
 
     def find_and_adopt(self, jobs):

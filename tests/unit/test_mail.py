@@ -311,12 +311,12 @@ def test_folder_one_file_a_mail_and_a_repeat_overwrites(tmp_path):
 
 
 def test_what_a_killed_sender_left_half_written_goes_with_the_next_letter_and_what_another_is_writing_stays(tmp_path):
-    for name in ".gone.eml.new", ".written.eml.new", ".gone.eml":
+    for name in ".gone.eml.new", ".written.eml.new", ".gone.eml", ".of_a_person.new":
         (tmp_path / name).write_text("half")
     with open(tmp_path / ".written.eml.new", "rb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         assert [o.outcome for o in deliver([job()], folder=str(tmp_path))] == ["done"]
-    assert sorted(os.listdir(tmp_path)) == [".gone.eml", ".written.eml.new", "alice.Exp_1.2.a1b2c3.eml"]
+    assert sorted(os.listdir(tmp_path)) == [".gone.eml", ".of_a_person.new", ".written.eml.new", "alice.Exp_1.2.a1b2c3.eml"]
 
 
 def test_a_long_name_in_a_folder_is_cut(tmp_path):
