@@ -49,6 +49,10 @@ class Disk:
         self.store = self.where.parent / f".disk.{self.where.name}"
         self.store.mkdir()
         mount("-t", "tmpfs", "-o", f"size={size},nr_inodes={inodes},mode=755", "tmpfs", self.store)
+        self.sealed = self.where.parent / f".sealed.{self.where.name}"
+        self.sealed.mkdir()
+        mount("--bind", self.store, self.sealed)
+        mount("-o", "remount,bind,ro", self.sealed)
         self.plug()
 
     def plug(self):
@@ -77,9 +81,8 @@ class Disk:
 
     def read_only(self):
         """Nothing on it can be changed by its path: a second mount covers it, as no disk with a file that is being written becomes
-        read-only unless it breaks."""
-        mount("--bind", self.store, self.where)
-        mount("-o", "remount,bind,ro", self.where)
+        read-only unless it breaks. That mount is read-only from its first moment on, for the same reason."""
+        mount("--bind", self.sealed, self.where)
         self.covered = True
 
     def well(self):
