@@ -114,6 +114,18 @@ def test_directories_and_links_with_the_names_of_markers(agent, tmp_path):
 
 
 @every_shell
+@pytest.mark.parametrize("later", [marker("u/e", "DONE"), marker("u/e", "SUBMITTED"), marker("u/e", "FAILED", 0, "t0")])
+def test_what_a_killed_publication_left_goes_with_the_next_of_any_state(agent, tmp_path, later):
+    path = make_job(agent.data, "u/e")
+    (path / "DONE").write_text("state=DONE\nattempt=1\ntoken=t1\n")
+    for name in "SUBMITTED", "FAILED", "DONE":
+        (path / f".watchties.new.{name}").write_text("state=")
+    agent.publish(later)
+    assert [name for name in os.listdir(path) if name.startswith(".")] == []
+    assert states(path) == {"DONE"}
+
+
+@every_shell
 def test_junk_in_a_marker_is_no_newer_state(agent):
     path = make_job(agent.data, "u/e")
     (path / "DONE").write_bytes(b"\0\xff\nattempt=99x\nattempt\n=\ntoken=$(touch pwned)\n")
@@ -173,29 +185,30 @@ def test_rule_state_rank(agent, tmp_path):
     assert publish_late_report(mutated(agent, "state_rank", tmp_path)) == ("ok", {"SUBMITTED"})
 
 
-WAITING_MV = """
-case "$tool$*" in mv*.watchties.new.SUBMITTED*) touch "$here/waiting"; while [ ! -e "$here/go" ]; do sleep 0.02; done ;; esac
+WAITING = """
+case "$tool$*" in mv*.watchties.new.SUBMITTED* | find*/PENDING*) touch "$here/waiting"; while [ ! -e "$here/go" ]; do sleep 0.02; done ;; esac
 exec "$real" "$@"
 """
 
 
 @every_shell
 def test_rule_far_lock(agent, tmp_path):
-    """An orphan that publishes SUBMITTED is slow; DONE is published meanwhile."""
+    """DONE is slow to look at what stands; an orphan that publishes SUBMITTED meanwhile is slower still."""
     def what_stands_in_the_end(agent, here):
         path = make_job(agent.data, "u/e")
-        shims(here, WAITING_MV, ["mv"])
-        orphan = Agent(agent.sh, agent.data, agent.script, {"PATH": f"{here}:{os.environ['PATH']}"})
-        orphan = orphan.start("publish", lines=[marker("u/e")])
-        wait_for((here / "waiting").exists)
-        second = agent.start("publish", lines=[marker("u/e", "DONE")])
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            second.wait(1)
-        (here / "go").touch()
-        for process in orphan, second:
+        request(path)
+        processes = []
+        for tool, state in ("find", "DONE"), ("mv", "SUBMITTED"):
+            room = shims(here / tool, WAITING, [tool])
+            slow = Agent(agent.sh, agent.data, agent.script, {"PATH": f"{room}:{os.environ['PATH']}"})
+            processes.append(slow.start("publish", lines=[marker("u/e", state)]))
+            with contextlib.suppress(AssertionError):  # the second waits for the lock
+                wait_for((room / "waiting").exists, 2)
+        for process, tool in zip(processes, ["find", "mv"]):
+            (here / tool / "go").touch()
             process.communicate(timeout=20)
             assert process.returncode == 0
-        return states(path)
+        return states(path) - {"PENDING"}
 
     assert what_stands_in_the_end(agent, tmp_path / "shims") == {"DONE"}
     assert what_stands_in_the_end(mutated(agent, "far_lock", tmp_path), tmp_path / "shims2") == {"SUBMITTED"}

@@ -559,6 +559,7 @@ do_publish() {
         [ -n "$locked" ] || far_lock # not before there is something to publish: a caller may have called early
         paths=''
         each publish_check
+        remove_garbage
         junk_aside
         identities
         each publish_restore
@@ -591,6 +592,8 @@ publish_check() { # JOB STATE ATTEMPT TOKEN ACCEPTED [k=v ...]
     eval "dir_$i=\$dir"
     for name in SUBMITTED DONE FAILED; do
         [ ! -s "$dir/$name" ] || paths=$paths$dir/$name$NL
+        new=$dir/.watchties.new.$name # of a publication that was killed: maybe of a state that nobody publishes again
+        { [ ! -f "$new" ] && [ ! -L "$new" ]; } || garbage=$garbage$new$NL
     done
 }
 
