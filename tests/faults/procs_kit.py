@@ -74,14 +74,14 @@ def cpu_below(pid):
 
 
 def memory(pid):
-    """Return (PSS, RSS) of a process in kB: its share of what it shares, and all of it."""
+    """Return (anonymous memory, RSS) of a process in kB: what is in no file, and all of it (proc(5), smaps_rollup)."""
     found = {}
     with open(f"/proc/{pid}/smaps_rollup") as file:
         for line in file:
             name, _, rest = line.partition(":")
-            if name in ("Pss", "Rss"):
+            if name in ("Anonymous", "Rss"):
                 found[name] = int(rest.split()[0])
-    return found["Pss"], found["Rss"]
+    return found["Anonymous"], found["Rss"]
 
 
 def threads(pid):

@@ -65,7 +65,7 @@ class Soak:
         step = max(1, self.jobs // LINES)
         self.say(self.figures.head())
         while self.flow.ended < self.jobs:
-            self.figures.reap()
+            self.figures.go_on()
             if self.site.process.poll() is not None:
                 self.breaches.append(f"the daemon has ended by itself: {self.site.process.returncode}\n{self.site.said()[-3000:]}")
                 self.site.start()
@@ -81,7 +81,7 @@ class Soak:
     def _come_to_rest(self):
         end = time.monotonic() + PATIENCE
         while not self.site.quiet() and time.monotonic() < end:
-            self.figures.reap()
+            self.figures.go_on()
             time.sleep(TICK)
         if not self.site.quiet():
             self.breaches.append("the jobs have ended, but the daemon does not come to rest")

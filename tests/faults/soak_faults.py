@@ -72,7 +72,7 @@ class Faults:
         if not found:
             return False
         pid = self.draw.choice(found)
-        job = job_of(words_of(pid)) if kind == "wrapper" else ""
+        job = job_of(words_of(pid)) if kind == "wrapper" else self._about_to_be(pid) if kind == "agent" else ""
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -80,6 +80,14 @@ class Faults:
         if job:
             self.flow.lost[job] += 1
         return True
+
+    def _about_to_be(self, pid):
+        """Return the job whose wrapper this process of `agent submit` may be a moment later, "" for none: such a one is in its directory."""
+        try:
+            place = os.path.relpath(os.readlink(f"/proc/{pid}/cwd"), self.site.compute)
+        except FileNotFoundError:
+            return ""
+        return "" if place.startswith(("..", "/")) or place.count("/") != 1 else place
 
     def _processes(self):
         """Yield (pid, words) of what the daemon has started, and what of it outlived its parent: that is ours now."""

@@ -6,7 +6,8 @@ Must not know: what a job is.
 Flat means: the mean of the last third of the lines is at most a tenth above that of the second third, or above it by no more
 than a little that is named. The journal keeps history for journal_keep, here a minute, so its size is to stand still once
 the first is pruned; logs rotate, and are to take as many bytes a job as before. The wall time of a job is printed, not judged: it
-tells of whatever else the machine does. Processor time is that of all processes which watchties has started, jobs included.
+tells of whatever else the machine does. Memory, descriptors and threads go up and down with each batch, so they are looked at all
+the while, and a line holds their means. Processor time is that of all processes which watchties has started, jobs included.
 """
 
 import contextlib
@@ -17,12 +18,12 @@ import time
 
 import procs_kit as procs
 
-HEADS = ("jobs", "PSS MB", "RSS MB", "fds", "threads", "journal kB", "rows", "state files", "state kB", "log B/job", "CPU ms/job",
+HEADS = ("jobs", "own MB", "RSS MB", "fds", "threads", "journal kB", "rows", "state files", "state kB", "log B/job", "CPU ms/job",
          "wall ms/job", "faults")  # fmt: skip
 # column -> how much more the last third may be, whatever its tenth is
-JUDGED = {"PSS MB": 1.0, "RSS MB": 2.0, "fds": 4, "threads": 2, "journal kB": 300, "state files": 15, "state kB": 200,
+JUDGED = {"own MB": 1.0, "RSS MB": 2.0, "fds": 4, "threads": 2, "journal kB": 300, "state files": 15, "state kB": 200,
           "log B/job": 0, "CPU ms/job": 0}  # fmt: skip
-WIDTH = 11
+WIDTH, SAMPLE = 11, 1.0  # seconds between two looks at the daemon
 STANDS = {".watchties.lock", ".watchties.coming", ".watchties.tree"}  # below a tree, as long as it is in use; the second is to be empty
 
 
@@ -31,12 +32,16 @@ class Figures:
 
     def __init__(self, site, flow, faults):
         self.site, self.flow, self.faults, self.rows = site, flow, faults, []
+        self._samples, self._next = [], 0.0
         procs.adopt_orphans()
         self._before = self._sums()
 
-    def reap(self):
-        """Take in the orphans that have ended."""
+    def go_on(self):
+        """Take in the orphans that have ended, and look at the daemon."""
         procs.reap(self.site.process.pid)
+        if time.monotonic() >= self._next and (sample := self._daemon()):
+            self._samples.append(sample)
+            self._next = time.monotonic() + SAMPLE
 
     def head(self):
         return " ".join(head.rjust(max(WIDTH, len(head))) for head in HEADS)
@@ -46,7 +51,9 @@ class Figures:
         now, before = self._sums(), self._before
         self._before = now
         jobs = max(1, now[0] - before[0])
-        row = dict(zip(HEADS, (now[0], *self._daemon(), *self._journal(), *self._state())))
+        means = map(statistics.fmean, zip(*self._samples or [[0] * 4]))
+        self._samples = []
+        row = dict(zip(HEADS, (now[0], *means, *self._journal(), *self._state())))
         row |= {"log B/job": (now[3] - before[3]) / jobs, "CPU ms/job": 1000 * (now[1] - before[1]) / jobs}
         row |= {"wall ms/job": 1000 * (now[2] - before[2]) / jobs, "faults": now[4] - before[4]}
         self.rows.append(row)
@@ -71,16 +78,16 @@ class Figures:
         return sum(self._logs.values())
 
     def _daemon(self):
-        """Return PSS and RSS in MB, descriptors and threads, of the daemon and its forkserver."""
+        """Return memory of its own and RSS in MB, descriptors and threads, of the daemon and its forkserver; None if one has just been killed."""
         pids = [self.site.process.pid]
         pids += [pid for pid in procs.children().get(pids[0], ()) if "forkserver" in " ".join(procs.words_of(pid))]
         taken = []
         for pid in pids:
             try:
                 taken.append((*(kb / 1024 for kb in procs.memory(pid)), procs.descriptors(pid), procs.threads(pid)))
-            except OSError:  # it has just been killed
-                continue
-        return [sum(column) for column in zip(*taken)] if taken else [0] * 4
+            except OSError:
+                return None
+        return [sum(column) for column in zip(*taken)] if len(taken) == 2 else None
 
     def _journal(self):
         """Return the kB of the journal's files, and its lines of history and of jobs."""

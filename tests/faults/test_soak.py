@@ -59,8 +59,8 @@ def test_a_soak_notices_what_grows():
     figures.rows = [dict.fromkeys(HEADS, 100.0) for _ in range(10)]
     assert figures.growth() == []
     for row in figures.rows[-3:]:
-        row["PSS MB"] = 111.0
-    assert [text.split(":")[1] for text in figures.growth()] == [" PSS MB"]
+        row["own MB"] = 111.0
+    assert [text.split(":")[1] for text in figures.growth()] == [" own MB"]
 
 
 def test_processes_are_told_apart():
