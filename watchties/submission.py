@@ -5,8 +5,8 @@ Must not know: a scheduler's words (schedulers/), rsync's options, the attempt's
 
     claim says       so
     new, held        nothing was submitted: manifest, inputs, submit            [claim_first]
-                     new, of a job that was here before: its directory was removed, maybe with what tells of a submission:
-                     the scheduler is asked by name first
+                     of a job that was here before, its directory may have been removed meanwhile, with all that tells of a
+                     submission: the scheduler is asked by name first
     unknown          it may have been submitted: ask the scheduler by name; submit again only when a query that
                      succeeded found nothing, twice, a grace period apart
     begun, done      it was submitted: the id stands in the answer
@@ -61,9 +61,9 @@ class Submission:
         claims = self.agent.claim(jobs, self.run.id, self.evidence())
         for job, claim in claims.items():
             self.take_up(job, claim)
-        doubted = [job for job in jobs if claims[job].word == "new" and not job.first or claims[job].word == "held" and job.fields.get("doubted")]
-        begun_there = self.begun_before(doubted) if doubted else set()
-        if fresh := [job for job in jobs if claims[job].word in ("new", "held") and job not in begun_there]:
+        fresh = [job for job in jobs if claims[job].word in ("new", "held")]
+        begun_there = self.begun_before([job for job in fresh if not job.first])
+        if fresh := [job for job in fresh if job not in begun_there]:
             with self.agent.begin_submit(self.run.id) as begun:  # not before: a run has one short channel at a time
                 self.submit(self.bring_inputs(fresh), begun)
         self.submit(self.begun_anew(self.ask_by_name()))
@@ -172,10 +172,10 @@ class Submission:
     def begun_before(self, jobs):
         """Settle those of the jobs that the scheduler knows by name, and all if it cannot be asked; return which."""
         try:
-            return self.find_and_adopt(jobs)
+            return self.find_and_adopt(jobs) if jobs else set()
         except QueryFailed as error:
             for job in jobs:
-                self.run.retry(job, f"not known whether an earlier run has submitted it, of which {self.run.host} has no trace: {error}", doubted=1)
+                self.run.retry(job, f"not known whether an earlier run has submitted it, of which {self.run.host} has no trace: {error}")
             return set(jobs)
 
     def find_and_adopt(self, jobs):

@@ -231,3 +231,19 @@ def test_a_job_whose_first_host_may_hold_a_claim_goes_nowhere_else(tmp_path):
         (site.batch / "faults/bjobs.rest").unlink()
         away.rename(site.compute.parent)
         assert site.wait_state("ann/e1", "DONE", 90)["host"] == "b01" and site.runs("ann/e1") == 1 and len(site.accepted()) == 1
+
+
+def test_a_job_removed_there_is_begun_anew_only_when_the_scheduler_does_not_know_it(tmp_path):
+    ledger = tmp_path / "ledger"
+    with FakeSite(tmp_path, "lsf") as site:
+        site.fail("bsub", "drop")
+        site.fail("bjobs", rest="255")
+        site.drop("ann/e1", command=f'echo run >> "{ledger}"; rm -rf "$PWD"; sleep 8\n')
+        site.wait(lambda: site.says("ann/e1", "has no trace"), 60, "the directory is missed, and nobody can be asked")
+        claimed = site.compute / "ann/e1/.watchties"
+        site.wait(lambda: list(claimed.glob("*/claim.*")), 20, "it is claimed again")
+        runs = {path.name for path in claimed.glob("*/claim.*")}
+        site.wait(lambda: {path.name for path in claimed.glob("*/claim.*")} - runs, 20, "and by a later run, from which it is held")
+        (site.batch / "faults/bjobs.rest").unlink()
+        assert site.wait_state("ann/e1", "DONE", 60)
+        assert ledger.read_text() == "run\n" and len(site.accepted()) == 1
