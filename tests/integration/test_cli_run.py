@@ -1,8 +1,10 @@
 """watchties run as a real process: how it begins, ends, reads its configuration again, and what it says."""
 
+import contextlib
 import os
 import pathlib
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -113,6 +115,16 @@ def test_sighup_reads_the_configuration_again(work, start):
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+def test_what_is_old_is_forgotten_at_each_reload(work, start):
+    process = start()
+    with contextlib.closing(sqlite3.connect(os.path.join(work.state, "journal.sqlite"), timeout=30, isolation_level=None)) as journal:
+        count = "SELECT count(*) FROM history"
+        journal.execute("INSERT INTO history (at, tree, job, attempt, rule, event, text) VALUES (1, 'user_data', 'a/e', 1, '', 'x', '')")
+        assert journal.execute(count).fetchone()[0] == 1
+        process.send_signal(signal.SIGHUP)  # with a reconcile of minutes, and a reload more often than that
+        until(lambda: journal.execute(count).fetchone()[0] == 0)
 
 
 def test_it_takes_no_environment_of_ours_for_its_hooks(work):
