@@ -30,13 +30,13 @@ demo: $(READY)
 	$(VENV)/bin/watchties demo
 
 test: setup
-	$(PY) -m pytest -n 2 tests
+	$(PY) -m pytest -n 2 --dist worksteal tests
 
 test-fast: setup
-	$(PY) -m pytest -n 2 -m "not slow" tests
+	$(PY) -m pytest -n 2 --dist worksteal -m "not slow" tests
 
 faults: setup
-	$(PY) -m pytest -n 2 --long tests/faults
+	$(PY) -m pytest -n 2 --dist worksteal --long tests/faults
 
 soak: setup
 	$(PY) tests/faults/soak.py

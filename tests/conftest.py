@@ -10,8 +10,11 @@ import pytest
 from hypothesis import settings
 
 # A shell starts what it puts into the background with SIGINT ignored, and whatever the tests start would inherit that: with a
-# handler of our own in place, exec gives every program its default again (signal(7)).
+# handler of our own in place, exec gives every program its default again (signal(7)). So does nohup with SIGHUP, which stays
+# without effect on the tests themselves.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 settings.register_profile("any machine", deadline=None)  # how long one example takes says nothing where others work beside it
 settings.load_profile("any machine")

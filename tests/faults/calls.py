@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import re
 import select
 import signal
 import socket
@@ -29,6 +30,7 @@ from below_filter import CALLS, LASTING, NAMES, NETWORK, SYNCS  # noqa: F401  (o
 # from linux/seccomp.h
 RECEIVE, ANSWER, STILL_THERE = 0xC0502100, 0xC0182101, 0x40082102
 CONTINUE, AT_FDCWD = 1, 0xFFFFFF9C
+STATUS = re.compile(rb"\nTgid:\t(\d+)\n.*\nSigPnd:\t([0-9a-f]+)\n", re.DOTALL)  # of /proc/PID/status
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -222,11 +224,11 @@ def _link(path):
 def process_of(task):
     """Return (the process that a thread belongs to, whether it has been killed and does not know yet)."""
     try:
-        with open(f"/proc/{task}/status") as file:
-            said = dict(line.split(":", 1) for line in file)
+        with open(f"/proc/{task}/status", "rb", buffering=0) as file:
+            found = STATUS.search(file.read(8192))
     except OSError:
-        return task, True
-    return int(said["Tgid"]), bool(int(said["SigPnd"], 16) >> signal.SIGKILL - 1 & 1)
+        found = None
+    return (int(found[1]), bool(int(found[2], 16) >> signal.SIGKILL - 1 & 1)) if found else (task, True)
 
 
 def command_line(pid):

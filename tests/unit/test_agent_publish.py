@@ -214,6 +214,22 @@ def test_rule_far_lock(agent, tmp_path):
     assert what_stands_in_the_end(mutated(agent, "far_lock", tmp_path), tmp_path / "shims2") == {"SUBMITTED"}
 
 
+@every_shell
+@pytest.mark.parametrize("command, more, chunk", [("publish", (), 200), ("claim", ("run1",), 100)])
+def test_whoever_says_no_more_holds_no_lock(agent, command, more, chunk):
+    """A connection that is cut without a word between two chunks: sshd there may take hours to notice."""
+    for number in range(chunk):
+        make_job(agent.data, f"u/{number}")
+    silent = subprocess.Popen(agent.argv(command, *more), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=agent.data)
+    with silent:
+        for number in range(chunk):
+            silent.stdin.write("\t".join(map(str, marker(f"u/{number}") if command == "publish" else (f"u/{number}", 1, "t1"))) + "\n")
+        silent.stdin.flush()
+        assert silent.stdout.readline()
+        assert agent.one("publish", line=marker("u/0", "DONE"))[0] == "ok"
+        silent.stdin.close()
+
+
 TOUCHING_MV = """
 case "$*" in *taken.PENDING) sleep 0.01; touch "${2:-x}" ;; esac
 exec "$real" "$@"

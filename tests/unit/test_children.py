@@ -34,7 +34,7 @@ def test_a_program_that_has_ended_by_itself_keeps_its_exit_code(hurry, caplog, m
         ended_unseen(process.pid)
         if (ending := hurry(process)) is not None:
             await ending
-        return await process.wait()
+        return process.pid, await process.wait()
 
     take, taken = os.waitpid, []
 
@@ -42,12 +42,13 @@ def test_a_program_that_has_ended_by_itself_keeps_its_exit_code(hurry, caplog, m
         if not options:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
             time.sleep(0.2)
-        taken.append(options)
+        taken.append((pid, options))  # of other tests' programs, too
         return take(pid, options)
 
     monkeypatch.setattr(os, "waitpid", slowly)
-    assert asyncio.run(life()) == 7 and not caplog.records
-    assert taken == [0]
+    pid, code = asyncio.run(life())
+    assert code == 7 and not caplog.records
+    assert [options for one, options in taken if one == pid] == [0]
 
 
 def test_a_program_that_hangs_is_killed():

@@ -45,7 +45,7 @@ NL='
 USUAL_IFS=" $TAB$NL"
 IFS=$TAB # fields; "$*" joins with it
 set -f   # a job may be called *
-locked='' mounts=unknown
+mounts=unknown
 set -u
 
 # ---- small tools ----
@@ -149,7 +149,6 @@ far_lock() {
     is_plain_or_none "$data/.watchties.lock" || broken 73 "$data/.watchties.lock is no plain file: remove it"
     (: >>"$data/.watchties.lock") 2>/dev/null || broken 73 "cannot write $data/.watchties.lock"
     exec 9>>"$data/.watchties.lock"
-    locked=1
     flock -n 0 <&9 2>/dev/null && return
     case $(flock --help 2>&1) in
     *-w*) flock -w 60 0 <&9 && return ;;
@@ -157,6 +156,12 @@ far_lock() {
     esac
     [ $? -eq 1 ] || broken 71 "flock does not work on $data"
     broken 75 "$data is locked by another one for more than 60 seconds"
+}
+
+# far_unlock: before anything that a caller whose connection was cut without a word would have us wait for: more lines, or that he
+# reads ours. sshd may take hours to notice
+far_unlock() {
+    exec 9>&-
 }
 
 # is_plain_or_none FILE: to be written to: a pipe would never take it, a link leads elsewhere
@@ -556,7 +561,7 @@ do_publish() {
     use_data "$1"
     use_find
     while read_chunk 200; do
-        [ -n "$locked" ] || far_lock # not before there is something to publish: a caller may have called early
+        far_lock # not before there is something to publish: a caller may have called early
         paths=''
         each publish_check
         remove_garbage
@@ -580,6 +585,7 @@ do_publish() {
         fi
         must_be_durable
         identities
+        far_unlock
         every publish_tell
     done
 }
@@ -672,11 +678,12 @@ do_claim() {
     use_data "$1"
     use_run "$2"
     while read_chunk 100; do
-        [ -n "$locked" ] || far_lock
+        far_lock
         each claim_directory
         make_directories
         each claim_take
         must_be_durable
+        far_unlock
         every claim_tell
     done
 }
