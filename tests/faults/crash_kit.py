@@ -24,7 +24,7 @@ HOLD = "mkdir busy || echo twice >> twice.log\necho run >> runs.log\nsleep 100\n
 ROLES = re.compile(r"(daemon|hook \w+|rsync \w+|agent \w+, \w+|wrapper|relay \w+|forkserver)$")
 BULK = re.compile(r"(^daemon\.out|^state/(log|alive|told|fork)\b.*|/(out|err)|/[^/]+\.XXXXXX|^(web|mirror|compute)/JOB/(?!\.watchties)[a-z_.]+)$")
 STREAMS, STREAM = re.compile(r"socket:|pipe:|anon_inode:inotify"), "stream"
-PAUSE = 0.02
+PAUSE = 0.05
 
 
 class Point(NamedTuple):

@@ -9,7 +9,7 @@ import random
 
 import calls
 import pytest
-from calls import LASTING, NETWORK
+from calls import NETWORK
 from crash_kit import CrashSite, is_traffic
 from crash_lives import Sweep, Turn, sample, trace
 from journal_kit import SPOILS, spoiled
@@ -38,7 +38,7 @@ def nth(process, number):
 
 
 def make(folder):
-    return CrashSite(folder, names=LASTING | NETWORK, data=DATA)
+    return CrashSite(folder, names=NETWORK, data=DATA)
 
 
 def counts(folder):
