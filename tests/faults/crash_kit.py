@@ -62,7 +62,7 @@ class CrashSite(Site):
         quicker = lambda text: change(text.replace("[host.b01]", '[host.b01]\npoll = "1s"'))  # noqa: E731
         super().__init__(base, **{"daemon": 'grace = "1s"', "edit": quick(*RULES), "change": quicker} | more)
         self.calls, self.points = Calls(self._look, names, lambda name, path: name != "read" or not path.startswith("/")), None
-        self.aim, self.hit, self.spoil, self.seen, self.data = None, None, None, None, data
+        self.aim, self.hits, self.kills, self.spoil, self.seen, self.data = None, [], 1, None, None, data
         self._counts, self._known, self._jobs = Counter(), {}, 0
 
     def start(self):
@@ -96,8 +96,8 @@ class CrashSite(Site):
             self.points.setdefault(point, call)
         if self.seen:
             self.seen(point)
-        if self.aim and not self.hit and self.aim(point):
-            self.hit = point
+        if self.aim and len(self.hits) < self.kills and self.aim(point):
+            self.hits.append(point)
             self._strike(call, shells)
 
     def _strike(self, call, shells):
@@ -118,15 +118,23 @@ class CrashSite(Site):
 
     # ---- a life ----
 
-    def begin(self, aim=None, points=None, spoil=None):
-        """Begin a life: nothing is counted yet. aim(point): whether it is the one to be killed at; points: a dict that takes all.
+    @property
+    def hit(self):
+        """The Point of the last kill of this life, or None."""
+        return self.hits[-1] if self.hits else None
 
-        spoil(site): called once after the kill, while the daemon is dead if it was the daemon, else beneath it.
+    def begin(self, aim=None, points=None, spoil=None, kills=1):
+        """Begin a life: nothing is counted yet. aim(point): whether it is one to be killed at; points: a dict that takes all.
+
+        spoil(site): called after each kill, while the daemon is dead if it was the daemon, else beneath it. kills: how many, at most.
         """
         self._counts.clear()
         self._known.clear()
-        self.points, self.hit, self.aim, self.spoil = points, None, aim, spoil
+        self.points, self.hits, self.aim, self.spoil, self.kills = points, [], aim, spoil, kills
         return self.new_name()
+
+    def has_hit(self, role):
+        return any(point.role == role for point in self.hits)
 
     def new_name(self):
         self._jobs += 1
@@ -136,8 +144,8 @@ class CrashSite(Site):
         """Start the daemon again if it was killed; whatever else has ended it is a defect."""
         if self.process.poll() is None:
             return
-        if not (self.hit and self.hit.role == "daemon" and self.process.returncode == -9):
-            raise AssertionError(f"the daemon has ended ({self.process.returncode}) at {self.hit}\n{self.said()}")
+        if not (self.has_hit("daemon") and self.process.returncode == -9):
+            raise AssertionError(f"the daemon has ended ({self.process.returncode}) at {self.where()}\n{self.said()}")
         self.process.wait()
         if self.spoil:
             self.spoil(self)
@@ -156,13 +164,17 @@ class CrashSite(Site):
             if state in ("DONE", "FAILED") and self.rests(job):
                 return state, fields
             if time.monotonic() > end:
-                raise AssertionError(f"{job} does not end after {self.hit}: {state} {fields}\n{self.explain(job)}\n{self.said()}")
+                raise AssertionError(f"{job} does not end after {self.where()}: {state} {fields}\n{self.explain(job)}\n{self.said()}")
             time.sleep(PAUSE)
 
     def rests(self, job):
         """Return whether nothing is at work or open for a job, and the daemon that was started last has taken in everything."""
         open_flag = self.mirror / job / ".watchties.open"
         return not open_flag.exists() and not any((self.state / "runs").iterdir()) and self.process.poll() is None
+
+    def where(self):
+        """Return the points at which something was killed, as text."""
+        return " and ".join(map(str, self.hits)) or "no point"
 
     def explain(self, job):
         return self.watchties("explain", job, check=False).stdout

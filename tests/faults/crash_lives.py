@@ -52,7 +52,7 @@ def trace(site, fresh=False, script=plain, state="DONE", judge=None):
 def judge(site, job, state, fields, **more):
     """Return what is wrong at the end of a job, in words. A wrapper that was killed is lost, unless its `exit` stood already."""
     wrong, runs = [], (1,)
-    if state == "FAILED" and site.hit and site.hit.role == "wrapper":
+    if state == "FAILED" and site.has_hit("wrapper"):
         runs = (0, 1)
         if fields.get("cause") != "lost":
             wrong.append(f"FAILED {fields}, not lost")

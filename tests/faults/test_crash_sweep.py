@@ -71,7 +71,7 @@ def stopped(site, job):
 def judge_stopped(site, job, state, fields):
     """Return what is wrong with a job that was stopped: it has begun, so it ran once."""
     wrong = judge(site, job, state, fields)
-    cause = ("cancelled", "lost") if site.hit and site.hit.role == "wrapper" else ("cancelled",)
+    cause = ("cancelled", "lost") if site.has_hit("wrapper") else ("cancelled",)
     return [what for what in wrong if not what.startswith("FAILED {")] if state == "FAILED" and fields.get("cause") in cause else wrong
 
 
