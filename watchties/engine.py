@@ -13,7 +13,7 @@ import itertools
 import logging
 import time
 
-from watchties import decide, steps
+from watchties import decide, record, steps
 from watchties.dispatch import Dispatch
 from watchties.errors import MAY_PASS
 from watchties.hearing import DISK_AGAIN, Hearing

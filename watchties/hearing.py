@@ -10,7 +10,7 @@ from watchties import record
 from watchties.errors import WatchtiesError
 from watchties.jobs import Jobs
 from watchties.lanes import Alarms
-from watchties.model import PENDING, SUBMITTED, JobId
+from watchties.model import PENDING, SUBMITTED
 from watchties.roots import Roots, TreeGone
 
 DISK_AGAIN = 5.0  # seconds before a job whose plan met an error of the disk is looked at again

@@ -1,7 +1,6 @@
 """The clock is set back, an hour or a day, while jobs are under way: nothing waits for a time that was thought to come."""
 
 import glob
-import os
 import random
 
 import pytest

@@ -97,3 +97,21 @@ def test_a_full_disk_below_the_state_directory_delays_and_loses_nothing(tmp_path
             site.wait_state(job, "DONE", 40)
         site.wait(site.quiet, 30, "quiet")
         assert site.runs("ann/before") == site.runs("ann/e1") == 1
+
+
+def test_a_state_directory_that_takes_no_run_leaves_a_job_its_choice_of_hosts(tmp_path):
+    with Site(tmp_path, edit=quick("submit")) as site:
+        away, runs = site.compute.parent.with_name("away"), site.state / "runs"
+        site.compute.parent.rename(away)  # so that the job comes into the mirror, and no further
+        site.drop("ann/e1")
+        site.wait(lambda: (site.mirror / "ann/e1/in.txt").exists() and not list((site.state / "runs").iterdir()), 20, "it has been brought")
+        waits_for(site, "ann/e1", "b01")
+        runs.rename(site.state / "runs.away")
+        put(runs, "")  # as on a disk that takes nothing more
+        away.rename(site.compute.parent)
+        site.wait(lambda: "the state directory cannot be written" in (site.base / "daemon.out").read_text(), 60, "it is said")
+        site.wait(lambda: not site.record("ann/e1").contacted, 20, "no host has been contacted")
+        runs.unlink()
+        (site.state / "runs.away").rename(runs)
+        end(site, "ann/e1")
+        assert site.runs("ann/e1") == 1

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -37,3 +38,19 @@ def test_the_hooks_half_imports_nothing_of_the_daemons():
 def test_decisions_and_words_do_no_input_or_output(module):
     loaded = loaded_by([module])
     assert not loaded & {"asyncio", "subprocess", "socket", "sqlite3", "pydantic", "watchties.config"}
+
+
+def test_no_name_is_used_that_is_not_there():
+    """pyflakes, of which only what would be a NameError counts: a path that is walked once a year is not seen by running it."""
+    root = Path(__file__).resolve().parents[2]
+    files = [path for part in ("watchties", "hooks", "contrib", "tests") for path in (root / part).rglob("*") if is_python(path)]
+    assert len(files) > 150
+    said = subprocess.run([sys.executable, "-m", "pyflakes", *map(str, files)], capture_output=True, text=True).stdout
+    assert [line for line in said.splitlines() if "undefined name" in line or "invalid syntax" in line] == []
+
+
+def is_python(path):
+    if not path.is_file() or "egg-info" in str(path) or "__pycache__" in str(path):
+        return False
+    with open(path, "rb") as file:
+        return path.suffix == ".py" or file.readline().startswith(b"#!/usr/bin/env python3")
