@@ -135,10 +135,11 @@ def unframe(nonce, host, out, err=""):
 
     `out` and `err` are what the command wrote, as text.
     """
-    match = re.search(rf"^={nonce} begin\n(.*)\n={nonce} end (\d+)$", out, re.DOTALL | re.MULTILINE)
+    payload, ended, rest = f"\n{out}".partition(f"\n={nonce} begin\n")[2].rpartition(f"\n={nonce} end ")
+    code, whole, _ = rest.partition("\n")
     said = printable((err.strip().splitlines() or ["no answer"])[-1], LAST_WORDS)  # of a stranger, for logs and terminals
-    if not match:
+    if not (ended and whole and code.isdecimal()):
         raise (NotLetIn if KEPT_OUT.search(said) else Unreachable)(f"host {host} did not answer: {said}")
-    if int(match[2]) == NO_ROOT:
+    if int(code) == NO_ROOT:
         raise Unreachable(f"host {host} is there, but its compties directory is not: {said}")
-    return match[1], int(match[2])
+    return payload, int(code)

@@ -45,7 +45,7 @@ def test_banners_are_never_answers(before, after, payload, code):
 @given(st.data())
 def test_an_answer_that_was_cut_is_refused(data):
     nonce = ssh.new_nonce()
-    whole = f"\n={nonce} begin\nall is well\n\n={nonce} end 0"
+    whole = f"\n={nonce} begin\nall is well\n\n={nonce} end 10\n"
     cut = data.draw(st.integers(0, len(whole) - 1))
     with pytest.raises(Unreachable):
         ssh.unframe(nonce, "b01", whole[:cut], "Connection reset by peer")
