@@ -307,7 +307,7 @@ def test_a_cancelled_attempt_is_not_submitted(site):
 def test_a_submit_command_that_is_refused_fails_the_job_in_the_schedulers_words(site):
     request(site)
     pull(site)
-    site.config["host"]["b01"]["setup"] = "setsid() { :; }\necho() { printf 'no such queue\\n' >&2; return 9; }"
+    site.config["host"]["b01"]["setup"] = "setsid() { :; }\necho() { printf 'no such queue\\n' >&2; return 127; }"
     ended = submit(site)
     begun = site.compute / NAME / f".watchties/1.{site.token}/begun"
     assert begun.read_text().startswith("state=cancelled\nwhy=rejected\n"), "nothing of it begins, whatever the scheduler has kept of it"

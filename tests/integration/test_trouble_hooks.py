@@ -8,7 +8,7 @@ from pathlib import Path
 
 from helpers import put
 from site_kit import Site
-from trouble_kit import times
+from trouble_kit import quick, times
 
 HOLD = "echo run >> runs.log; for _ in $(seq 2000); do [ -e go ] && break; sleep 0.05; done; cat in.txt > out.txt\n"
 RULE = """
@@ -148,7 +148,7 @@ def test_a_hook_killed_in_mid_rsync_leaves_its_jobs_busy_until_the_rsync_ends(tm
         return text.replace("[host.b01]", 'bwlimit = "1M"\n[host.b01]')
 
     with Site(tmp_path, change=change) as site:
-        site.drop("ann/e1", files={"data.bin": os.urandom(4_000_000)})
+        site.drop("ann/e1", files={"data.bin": os.urandom(8_000_000)})
         found = site.wait(lambda: working_on(site.web), 20, "rsync is at work")
         hooks = set(found.values()) - set(found)
         assert len(hooks) == 1
@@ -268,3 +268,14 @@ def test_success_is_what_the_tree_says_and_old_evidence_does_not_count(tmp_path)
         site.touch("ann/reports")
         end(site, "ann/reports")
         assert site.runs("ann/reports") == 2
+
+
+def test_a_submit_command_that_is_killed_has_refused_nothing(tmp_path):
+    setup = """echo() { if [ -e '%s' ]; then rm '%s'; sh -c 'kill -9 $PPID'; fi; command echo "$@"; }""" % ((tmp_path / "strike",) * 2)
+    more = f'[host.b01]\nsetup = """{setup}"""\npoll = "1s"'
+    with Site(tmp_path, daemon='grace = "1s"', edit=quick("submit"), change=lambda text: text.replace("[host.b01]", more)) as site:
+        put(tmp_path / "strike", "")
+        site.drop("ann/e1")
+        assert end(site, "ann/e1")["attempt"] == "1" and site.runs("ann/e1") == 1
+        assert not (tmp_path / "strike").exists()
+        assert "it is asked once more" in log_of(site, "submit")

@@ -131,6 +131,9 @@ def test_nothing_to_ask_is_no_question():
         ((2, "", "sh: 1: Cannot fork\n"), NotNow("sh: 1: Cannot fork")),
         ((254, "", "bash: fork: retry: Resource temporarily unavailable"), NotNow("bash: fork: retry: Resource temporarily unavailable")),
         ((127, "", "sh: setsid: not found"), Refused("exit code 127: sh: setsid: not found")),
+        ((126, "", "cd: can't cd to /nowhere"), Refused("exit code 126: cd: can't cd to /nowhere")),
+        ((137, "", "Killed"), Unknown("exit code 137: Killed")),
+        ((1, "4711\n", "write error"), Unknown("exit code 1: write error")),
     ],
 )
 def test_answers_to_submit(answer, said):

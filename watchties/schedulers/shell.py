@@ -22,6 +22,7 @@ WRAPPER = 'setsid sh "$WT_AGENT" wrapper "$WT_JOB" "$WT_ATTEMPT" "$WT_TOKEN"'
 LOOK = "grep -ls -e wrapper /proc/self/cmdline"  # finds itself: so it is known that it could look
 SELF = "/proc/self/cmdline"
 BUSY = re.compile(r"fork|resource|memory", re.IGNORECASE)  # dash: "Cannot fork", bash: "fork: retry: Resource temporarily unavailable"
+NOT_RUN = (126, 127)  # a POSIX shell's codes for what it cannot execute, and cannot find; the agent's for a directory it cannot enter
 LATE = 0  # it has no account
 
 
@@ -31,12 +32,17 @@ def submit_command(job, resources, options):
 
 
 def parse_submit(code, out, err):
-    """Return Submitted with the number on the last line, which alone is ours: the login may print before it."""
+    """Return Submitted with the number on the last line, which alone is ours: the login may print before it.
+
+    Refused only if the shell says by its exit code that nothing was run; one that was killed, say, may have begun the wrapper.
+    """
     said = err.strip() or out.strip() or "nothing"
     last = (out.strip().splitlines() or [""])[-1].strip()
     if code == 0:
         return Submitted(last) if last.isdigit() else Unknown(f"no process number in {said!r}")
-    return NotNow(said) if BUSY.search(said) else Refused(f"exit code {code}: {said}")
+    if BUSY.search(said):
+        return NotNow(said)
+    return (Refused if code in NOT_RUN else Unknown)(f"exit code {code}: {said}")
 
 
 def find_command(names):
