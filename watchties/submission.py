@@ -62,7 +62,7 @@ class Submission:
         for job, claim in claims.items():
             self.take_up(job, claim)
         fresh = [job for job in jobs if claims[job].word in ("new", "held")]
-        begun_there = self.begun_before([job for job in fresh if not job.first])
+        begun_there = self.begun_before([job for job in fresh if not job.first and not (claims[job].word == "held" and job.fields.get("clear"))])
         if fresh := [job for job in fresh if job not in begun_there]:
             with self.agent.begin_submit(self.run.id) as begun:  # not before: a run has one short channel at a time
                 self.submit(self.bring_inputs(fresh), begun)
@@ -140,8 +140,11 @@ class Submission:
             self.unknown[job] = said.reason
 
     def put_off(self, job, reason):
-        """Have the lane held back: it is the scheduler that takes no more. What was asked before this submission counts no longer."""
-        self.run.retry(job, f"{self.run.host} takes no more for now: {reason}", later=True, asked=0)
+        """Have the lane held back: it is the scheduler that takes no more. What was asked before this submission counts no longer.
+
+        clear: the claim that stands is one under which nothing was submitted; to ask each time would be much for a full scheduler.
+        """
+        self.run.retry(job, f"{self.run.host} takes no more for now: {reason}", later=True, asked=0, clear=1)
 
     def reject(self):
         """Fail the refused jobs, each when it is certain that nothing of it will ever begin.
@@ -171,6 +174,8 @@ class Submission:
 
     def begun_before(self, jobs):
         """Settle those of the jobs that the scheduler knows by name, and all if it cannot be asked; return which."""
+        if gone := [job for job in jobs if job.fields.get("clear")]:  # its claim went with its directory
+            self.run.settle((job, "retry", "it was removed there", {"clear": 0}) for job in gone)
         try:
             return self.find_and_adopt(jobs) if jobs else set()
         except QueryFailed as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -278,6 +279,20 @@ def test_what_may_not_be_submitted_again_is_kept_from_beginning_before_it_fails(
     assert [row["outcome"] for row in ended.rows] == ["failed"] and ended.fields(NAME)["cause"] == "rejected"  # and nothing else after it
     assert "cores = 4 is more than b01 allows, 2" in ended.reason(NAME)
     assert (attempt / "begun").read_text().startswith("state=cancelled\nwhy=rejected\n")
+
+
+@pytest.mark.parametrize("word, fields, asks", [("held", {}, True), ("held", {"clear": 1}, False), ("new", {"clear": 1}, True)])
+def test_the_scheduler_is_asked_by_name_where_a_claim_may_be_all_that_a_removal_has_left(site, word, fields, asks):
+    request(site)
+    pull(site)
+    attempt = site.compute / NAME / f".watchties/1.{site.token}"
+    if word == "held":
+        attempt.mkdir(parents=True)
+        (attempt / "claim.run-cut-off").touch()
+    site.config["host"]["b01"]["setup"] = f"grep() {{ touch {shlex.quote(str(site.base / 'asked'))}; command grep \"$@\"; }}"
+    ended = submit(site, fields=fields)
+    assert ended.outcome(NAME) == "done" and (site.base / "asked").exists() == asks
+    assert [row["fields"].get("clear") for row in ended.rows] == ([0, None] if word == "new" else [None])
 
 
 def test_an_intent_whose_wrapper_is_found_is_adopted(site):
