@@ -92,7 +92,7 @@ def test_jobs_of_a_batch_are_settled_each(site):
     names = [f"ann/e{n}" for n in range(7)]
     for name in names:
         request(site, name)
-    jobs = [site.job(n, identity=identity(site.web / n / "PENDING"), token=f"t{n[-1]}") for n in names]
+    jobs = [site.job(n, identity=identity(site.web / n / "PENDING"), token=f"{site.token}{n[-1]}") for n in names]
     assert [row["outcome"] for row in site.run_hook("pull", jobs).rows] == ["done"] * 7
     ended = site.run_hook("submit", jobs)
     assert len({ended.fields(n)["id"] for n in names}) == 7
@@ -457,11 +457,11 @@ def test_an_earlier_attempts_evidence_does_not_count(site):
     run_to_exit(site)
     assert fetch(site).fields(NAME)["cause"] == "success"
     write(site.web / NAME, flag="", PENDING="")
-    run_to_exit(site, attempt=2, token="t2")
-    assert fetch(site, attempt=2, token="t2").fields(NAME)["state"] == "DONE"
+    run_to_exit(site, attempt=2, token=f"{site.token}2")
+    assert fetch(site, attempt=2, token=f"{site.token}2").fields(NAME)["state"] == "DONE"
     write(site.web / NAME, bad="", PENDING="")
-    run_to_exit(site, attempt=3, token="t3")
-    assert fetch(site, attempt=3, token="t3").fields(NAME)["reason"] == "it made no result, which this tree requires"
+    run_to_exit(site, attempt=3, token=f"{site.token}3")
+    assert fetch(site, attempt=3, token=f"{site.token}3").fields(NAME)["reason"] == "it made no result, which this tree requires"
 
 
 def test_results_that_are_not_all_to_be_seen_are_waited_for_a_grace_period_long(site):
