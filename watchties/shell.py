@@ -11,6 +11,7 @@ so that an orphaned rsync keeps its jobs busy until it ends.
 
 import contextlib
 import os
+import select
 import shlex
 import signal
 import threading
@@ -25,6 +26,7 @@ from watchties.errors import CommandFailed, WatchtiesError
 
 FIRST_LOOK, LOOK = 2.0, 1.0  # seconds until a command's last words are looked at, if somebody wants to know, and between two looks
 TAIL = 1000  # bytes of them
+REST = 10.0  # seconds that what a failed command has started may take to end
 MOST = 512 << 20  # bytes that a command may say: all of it is held in memory, and a host may say anything without end
 STALE = 30  # seconds for which a command may hold a channel and wait for its input
 PIPE = 65536  # bytes that a pipe takes though nobody reads (pipe(7)): so giving it all never blocks
@@ -148,17 +150,18 @@ def outside_environment(**more):
 def _child(argv, given, cwd, env):
     """Start a command and yield a function (timeout) -> Result; one that is still at work in the end is told to stop."""
     with _memory() as out, _memory() as err:
-        process = None
+        process, (holders, held) = None, os.pipe()
         try:
-            with _undisturbed():
-                process = _start(argv, _in=given, _out=out, _err=err, **({"_cwd": cwd} if cwd else {}), **({"_env": env} if env else {}))
-            yield lambda timeout, look=None: _ended(argv, process, out, err, timeout, look)
+            with os.fdopen(held), _undisturbed():
+                process = _start(argv, held, _in=given, _out=out, _err=err, **({"_cwd": cwd} if cwd else {}), **({"_env": env} if env else {}))
+            yield lambda timeout, look=None: _ended(argv, process, holders, out, err, timeout, look)
         finally:  # SIGTERM among the reasons
+            os.close(holders)
             if process is not None:  # its truth would wait for its end
                 _kill(process, process.terminate)
 
 
-def _ended(argv, process, out, err, timeout, look):
+def _ended(argv, process, holders, out, err, timeout, look):
     """Wait for the end of a command and return its Result; it is killed when its time is over."""
     warden = _Warden(process, timeout, look and (lambda: look(_last(out))), lambda: _size(out) + _size(err))
     warden.start()
@@ -166,6 +169,8 @@ def _ended(argv, process, out, err, timeout, look):
         code = _wait(process)
     finally:
         warden.dismiss()
+    if code:
+        _await_rest(holders)
     if warden.flooded:
         raise CommandFailed(argv, code, "", "", f"it said more than {MOST >> 20} MB, stopped", transient=True)
     result = Result(code, _text(out), _text(err))
@@ -174,12 +179,13 @@ def _ended(argv, process, out, err, timeout, look):
     return result
 
 
-def _start(argv, **how):
+def _start(argv, held, **how):
     lock = os.environ.get("WATCHTIES_LOCK_FD", "")
+    os.set_inheritable(held, True)  # to this command alone: sh closes all others in each child
     try:
         return sh.Command(argv[0])(
             *argv[1:], **how, _bg=True, _bg_exc=False, _return_cmd=True, _tty_out=False, _truncate_exc=False,
-            _ok_code=range(256), _pass_fds={int(lock)} if lock.isdigit() else set(),
+            _ok_code=range(256), _pass_fds={held, *([int(lock)] if lock.isdigit() else ())},
         )  # fmt: skip
     except sh.CommandNotFound:
         package = PACKAGES.get(argv[0], argv[0])
@@ -218,6 +224,16 @@ def _wait(process):
         pass
     code = process.process.exit_code
     return code if code >= 0 else 128 - code
+
+
+def _await_rest(holders):
+    """Wait until nobody holds the other end of a pipe that a failed command, and all that it started, were given; not for ever.
+
+    A half of rsync whose other half was killed still puts away what it has got: it must not do so beside the next try, or after it.
+    """
+    poll = select.poll()
+    poll.register(holders, 0)  # POLLHUP is told without being asked for
+    poll.poll(REST * 1000)
 
 
 class _Warden(threading.Thread):
