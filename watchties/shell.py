@@ -152,7 +152,7 @@ def _child(argv, given, cwd, env):
     with _memory() as out, _memory() as err:
         process, (holders, held) = None, os.pipe()
         try:
-            with os.fdopen(held), _undisturbed():
+            with os.fdopen(held, "wb"), _undisturbed():
                 process = _start(argv, held, _in=given, _out=out, _err=err, **({"_cwd": cwd} if cwd else {}), **({"_env": env} if env else {}))
             yield lambda timeout, look=None: _ended(argv, process, holders, out, err, timeout, look)
         finally:  # SIGTERM among the reasons
