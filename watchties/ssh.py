@@ -135,11 +135,12 @@ def unframe(nonce, host, out, err=""):
 
     `out` and `err` are what the command wrote, as text.
     """
-    payload, ended, rest = f"\n{out}".partition(f"\n={nonce} begin\n")[2].rpartition(f"\n={nonce} end ")
-    code, whole, _ = rest.partition("\n")
+    begin, end = f"\n={nonce} begin\n", f"\n={nonce} end "  # no pattern: each would be compiled, and kept
+    began, ended = out.find(begin) + len(begin), out.rfind(end)
+    code, whole, _ = out[ended + len(end) :].partition("\n")
     said = printable((err.strip().splitlines() or ["no answer"])[-1], LAST_WORDS)  # of a stranger, for logs and terminals
-    if not (ended and whole and code.isdecimal()):
+    if not (len(begin) <= began <= ended and whole and code.isdecimal()):
         raise (NotLetIn if KEPT_OUT.search(said) else Unreachable)(f"host {host} did not answer: {said}")
     if int(code) == NO_ROOT:
         raise Unreachable(f"host {host} is there, but its compties directory is not: {said}")
-    return payload, int(code)
+    return out[began:ended], int(code)

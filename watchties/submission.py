@@ -6,7 +6,7 @@ Must not know: a scheduler's words (schedulers/), rsync's options, the attempt's
     claim says       so
     new, held        nothing was submitted: manifest, inputs, submit            [claim_first]
                      of a job that was here before, its directory may have been removed meanwhile, with all that tells of a
-                     submission: the scheduler is asked by name first
+                     submission: the scheduler is asked by name first, but where it was put off under this claim
     unknown          it may have been submitted: ask the scheduler by name; submit again only when a query that
                      succeeded found nothing, twice, a grace period apart
     begun, done      it was submitted: the id stands in the answer
@@ -62,7 +62,8 @@ class Submission:
         for job, claim in claims.items():
             self.take_up(job, claim)
         fresh = [job for job in jobs if claims[job].word in ("new", "held")]
-        begun_there = self.begun_before([job for job in fresh if not job.first and not (claims[job].word == "held" and job.fields.get("clear"))])
+        doubted = [job for job in fresh if not job.first and not (claims[job].word == "held" and job.fields.get("clear"))]
+        begun_there = self.begun_before(doubted)
         if fresh := [job for job in fresh if job not in begun_there]:
             with self.agent.begin_submit(self.run.id) as begun:  # not before: a run has one short channel at a time
                 self.submit(self.bring_inputs(fresh), begun)
@@ -175,7 +176,7 @@ class Submission:
     def begun_before(self, jobs):
         """Settle those of the jobs that the scheduler knows by name, and all if it cannot be asked; return which."""
         if gone := [job for job in jobs if job.fields.get("clear")]:  # its claim went with its directory
-            self.run.settle((job, "retry", "it was removed there", {"clear": 0}) for job in gone)
+            self.run.settle((job, "retry", f"its directory on {self.run.host} was removed", {"clear": 0}) for job in gone)
         try:
             return self.find_and_adopt(jobs) if jobs else set()
         except QueryFailed as error:
