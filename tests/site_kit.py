@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from helpers import put
-from watchties import record
+from watchties import recordfile
 from watchties.model import one_line, parse_marker
 
 FAR = Path(__file__).parent.parent / "watchties" / "far"
@@ -140,7 +140,7 @@ class Site:
         return "", {}
 
     def record(self, job):
-        return record.load(str(self.mirror / job))
+        return recordfile.load(str(self.mirror / job))
 
     def runs(self, job):
         """Return how often a job's command has run on the compute host."""

@@ -12,7 +12,8 @@ import stat
 from watchties import durable, manifest, retry, shell
 from watchties.errors import NotNow, Unreachable
 from watchties.model import depth
-from watchties.transfer import AGAIN, PARTIAL, RESOURCES, RsyncFailed, rsync
+from watchties.rsyncsays import AGAIN, PARTIAL, RESOURCES, RsyncFailed
+from watchties.transfer import rsync
 
 VANISHED = 24
 # rsync makes a file that it receives with no permission for group and others (its receiver.c, INITACCESSPERMS); ours, of course.

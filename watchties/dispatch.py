@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from watchties import fire, record, runs, steps
+from watchties import fire, record, recordfile, runs, steps
 from watchties.lanes import Hold, Lane
 from watchties.model import FINAL, MIRROR, WEB
 from watchties.runner import KILL_AFTER
@@ -287,7 +287,7 @@ def told_fields(job, rule):
     rec = job.record
     fields = {**steps.marker_fields(rec), **rec.fields, **rec.tries.get(rule, {}).get("fields", {})}
     if rule == "pull" and pull_spares(rec):
-        fields["spare"] = os.path.join(record.directory(job.dir), f"made.{rec.attempt}")
+        fields["spare"] = os.path.join(recordfile.directory(job.dir), f"made.{rec.attempt}")
     return fields
 
 

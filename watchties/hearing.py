@@ -6,7 +6,7 @@ Must not know: what is done about it (engine.py), inotify, relays.
 
 import asyncio
 
-from watchties import record
+from watchties import record, recordfile
 from watchties.errors import WatchtiesError
 from watchties.jobs import Jobs
 from watchties.lanes import Alarms
@@ -83,7 +83,7 @@ class Hearing:
         """A tree is there again: what was in hand is read anew, and what runs have left meanwhile is taken in first."""
         for job in [job for job in self.jobs if job.id.tree == tree]:
             try:
-                self.jobs.update(job, record.load(job.dir))
+                self.jobs.update(job, recordfile.load(job.dir))
             except (WatchtiesError, OSError) as error:
                 self.tell.refuse(job.id, str(error))
         self.ended, self.put_aside = self.ended + self.put_aside, []
@@ -100,7 +100,7 @@ class Hearing:
             return known
         try:
             job = self.jobs.take(job_id)
-            if job.record == record.Record() and self.roots.has(job_id, record.PATH):  # the tree has just come back
+            if job.record == record.Record() and self.roots.has(job_id, recordfile.PATH):  # the tree has just come back
                 self.jobs.drop(job_id)
                 job = self.jobs.take(job_id)
             return job

@@ -9,7 +9,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from watchties import markers, record
+from watchties import markers, record, recordfile
 from watchties.errors import Unsafe
 from watchties.model import PENDING, RECORD_DIR, SUBMITTED, JobId, user_of
 from watchties.seen import Seen, WebHint
@@ -66,7 +66,7 @@ class Job:
         Raises OSError where not the job is gone, but its tree, or a disk that was mounted there.
         """
         rec = self.record
-        if not (rec.accepted or rec.pulling) or os.path.lexists(os.path.join(record.directory(self.dir), record.FILE)):
+        if not (rec.accepted or rec.pulling) or os.path.lexists(os.path.join(recordfile.directory(self.dir), recordfile.FILE)):
             return False
         if not self.lies_on or lies_on(self.root, self.dir) != self.lies_on:
             raise OSError(errno.ENODEV, "another disk lies there than before; is it mounted?", self.dir)
@@ -101,7 +101,7 @@ class Jobs:
         if job is None:
             where = self.directory(job_id)
             refuse_links(self.roots[job_id.tree], job_id.job)
-            job = self._jobs[job_id] = Job(job_id, where, record.load(where), lies_on=lies_on(self.roots[job_id.tree], where))
+            job = self._jobs[job_id] = Job(job_id, where, recordfile.load(where), lies_on=lies_on(self.roots[job_id.tree], where))
             self._count(job.record, 1)
         return job
 

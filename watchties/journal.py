@@ -275,10 +275,8 @@ def _connect(uri):
 
 def _check(db):
     """Raise Unusable or sqlite3.Error unless this is a journal of our format with the columns that we use."""
-    if (version := db.execute("PRAGMA user_version").fetchone()[0]) > FORMAT:
-        raise Unusable("newer")
-    if version < FORMAT:
-        raise Unusable("foreign")
+    if (version := db.execute("PRAGMA user_version").fetchone()[0]) != FORMAT:
+        raise Unusable("newer" if version > FORMAT else "foreign")
     try:
         for columns, table in (JOB_COLUMNS, "job"), (EVENT_COLUMNS, "history"), ("tree, name, reason, at", "refused"):
             db.execute(f"SELECT {columns} FROM {table} LIMIT 1").fetchone()

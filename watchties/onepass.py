@@ -12,7 +12,7 @@ import asyncio
 import os
 from collections import Counter
 
-from watchties import record, systemd
+from watchties import recordfile, systemd
 from watchties.daemon import Daemon
 from watchties.errors import BadJobName, WatchtiesError
 from watchties.model import PENDING, JobId, check_job_name, printable
@@ -113,7 +113,7 @@ class OnePass(Daemon):
     def _stands(self, job):
         """Return how a job stands in its mirror, "" if nothing was ever asked for there."""
         try:
-            rec = record.load(self.engine.jobs.directory(job))
+            rec = recordfile.load(self.engine.jobs.directory(job))
         except (WatchtiesError, OSError) as error:
             return str(error)
         held = self.engine.jobs.get(job)

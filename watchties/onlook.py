@@ -10,7 +10,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from watchties import disks, fire, markers, record
+from watchties import disks, fire, markers, recordfile
 from watchties.jobs import refuse_links
 from watchties.model import MARKERS, TAKEN
 from watchties.seen import Seen, World
@@ -60,7 +60,7 @@ def see(config, job_id, at_work=()):
     refuse_links(root, job_id.job)
     where = os.path.join(root, job_id.job)
     busy = frozenset(place for run in at_work if run.rule in rules for place in fire.touches(rules[run.rule]))
-    return Seen(job_id, record.load(where), markers.look(where), busy=busy)
+    return Seen(job_id, recordfile.load(where), markers.look(where), busy=busy)
 
 
 def world(config, tree, now=None):

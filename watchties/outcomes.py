@@ -37,8 +37,9 @@ def take_in(rec, rule, told, outcome, now, new_token, reconcile, resubmit=0):
     if not still_matters(rec, rule, told):
         return Taken(rec)
     if outcome.outcome == "done":
-        if rule.name == "poll" and is_tried_again(rec, outcome.fields, resubmit):
-            return Taken(record.doubt(rec, outcome.fields.get("note") or "it is gone and left no exit file"))
+        if rule.name in ("poll", "fetch") and is_tried_again(rec, outcome.fields, resubmit):
+            why = outcome.fields.get("note") or outcome.fields.get("reason") or "it is gone and left no exit file"
+            return Taken(record.doubt(rec, why))
         return Taken(done(rec, rule, told, outcome.fields, now, new_token))
     if rule.name == "submit" and told.get("first") and outcome.fields.get("untouched"):
         return Taken(record.release(rec))
@@ -50,7 +51,7 @@ def take_in(rec, rule, told, outcome, now, new_token, reconcile, resubmit=0):
 
 
 def is_tried_again(rec, fields, resubmit):
-    """Return whether a poll has found the attempt lost, for no reason that would come again, and it has tries left."""
+    """Return whether a poll or a fetch has found the attempt lost, for no reason that would come again, and it has tries left."""
     lost = fields.get("seen") == "lost" and fields.get("cause") in (None, "", "lost")
     return lost and number(rec.fields.get(record.RESUBMITTED)) < resubmit
 

@@ -6,7 +6,7 @@ Must not know: who asks, and when.
 
 import os
 
-from watchties import record
+from watchties import recordfile
 from watchties.errors import WatchtiesError
 from watchties.watch import MirrorWatch
 
@@ -19,8 +19,8 @@ def rows(config):
         for job, _ in MirrorWatch(tree.root, tree.jobs).scan():
             where = os.path.join(tree.root, job)
             try:
-                rec = record.load(where)
-                since = os.stat(os.path.join(record.directory(where), record.FILE)).st_mtime
+                rec = recordfile.load(where)
+                since = os.stat(os.path.join(recordfile.directory(where), recordfile.FILE)).st_mtime
             except (WatchtiesError, OSError):
                 continue
             if rec.phase:

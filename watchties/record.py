@@ -1,23 +1,15 @@
-"""The record of a job: what watchties knows of it, on disk, and how it changes.
+"""The record of a job: what watchties knows of it, and how it changes.
 
-Knows: JOB/.watchties/record.json in the mirror, and the transitions of the protocol (accept a request, take in
-what a run has said). Its only writer is the daemon.
-Must not know: when something is to be done (decide.py), markers, hooks, hosts.
+Knows: the transitions of the protocol (accept a request, take in what a run has said).
+Must not know: when something is to be done (decide.py), how a record lies on disk (recordfile.py), markers, hooks, hosts.
 
 Transitions are pure: record in, record out. Rules of the protocol are functions with the rule's name.
 """
 
-import json
-import os
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 
-from watchties import durable, wellformed
-from watchties.errors import Unsafe
-from watchties.model import CANCEL, DONE, FAILED, FINAL, MIRROR, PENDING, RECORD_DIR, Request, SUBMITTED, number
+from watchties.model import CANCEL, DONE, FAILED, FINAL, MIRROR, PENDING, Request, SUBMITTED, number
 
-FILE = "record.json"
-PATH = f"{RECORD_DIR}/{FILE}"  # in a job's directory
-VERSION = 1
 GAVE_UP = "gave up"  # tried again, now and then
 REFUSED = "refused"  # for good: by its hook, with the field `final`
 REMOVED = "its directory in the mirror was removed"
@@ -75,9 +67,6 @@ class Record:
     def ended_as(self, rule):
         """Return how a rule ended for this attempt in its present phase, or "" if it has not."""
         return self.ended.get(f"{rule}@{self.phase}", "")
-
-
-NAMES = tuple(f.name for f in fields(Record))
 
 
 # ---- transitions ----
@@ -188,7 +177,7 @@ def outcome_of_fetch(record, told):
     """Return the record after a fetch that ended: DONE or FAILED, as the hook has judged. What may run on must still be proven ended."""
     if record.phase != SUBMITTED:
         return record
-    keep = {k: v for k, v in told.items() if k not in ("state", "unproven")}
+    keep = {k: v for k, v in told.items() if k not in ("state", "unproven", "seen")}
     state = DONE if told.get("state") == DONE else FAILED
     if told.get("unproven"):
         record = replace(record, old=Attempt(record.attempt, record.token, record.host))
@@ -248,56 +237,3 @@ def try_not_counted(record, rule, now, reason, told):
 
 def _without(tries, rule):
     return {name: entry for name, entry in tries.items() if name != rule}
-
-
-# ---- on disk ----
-
-
-def directory(job_dir):
-    """Return the directory of a job's record."""
-    return os.path.join(job_dir, RECORD_DIR)
-
-
-def dumps(record):
-    """Return a record as the bytes of its file."""
-    plain = {name: getattr(record, name) for name in NAMES} | {"old": record.old and asdict(record.old)}  # asdict of all copies deeply
-    return json.dumps({"version": VERSION, **plain.pop("extra"), **plain}, separators=(",", ":")).encode()
-
-
-def loads(data):
-    """Return the record in the bytes of a file; keys of a newer version are kept; raise ValueError on junk."""
-    plain = json.loads(data)
-    if not isinstance(plain["version"], int):
-        raise ValueError("it has no version")
-    known = {f.name for f in fields(Record)} - {"extra"}
-    values = {k: v for k, v in plain.items() if k in known}
-    values |= {k: tuple(values[k]) for k in ("accepted", "served") if isinstance(values.get(k), list)}
-    if values.get("old"):
-        values["old"] = Attempt(**{k: values["old"][k] for k in ("attempt", "token", "host")})
-    extra = {k: v for k, v in plain.items() if k not in known and k != "version"}
-    return wellformed.checked(Record(**values, extra=extra), Record())
-
-
-def load(job_dir):
-    """Return the record of a job, an empty one if it has none.
-
-    Raises Unsafe if it cannot be read: a record is never taken for absent because it is damaged, as the job
-    would run again.
-    """
-    path = os.path.join(directory(job_dir), FILE)
-    try:
-        return loads(durable.read_plain(path))
-    except (FileNotFoundError, NotADirectoryError):
-        return Record()
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise Unsafe(f"{path} is damaged ({wellformed.why(error)}); look at it, and move it away to begin this job anew") from None
-
-
-def save(job_dir, record, before=()):
-    """Plan: make the record durable; `before`: paths that must be so no later. Its directory is made where it is missing."""
-    where = directory(job_dir)
-    before = list(before)
-    if not os.path.isdir(where):
-        os.mkdir(where)
-        before.append(job_dir)
-    yield from durable.replace(os.path.join(where, FILE), dumps(record), before)

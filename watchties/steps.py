@@ -8,7 +8,7 @@ import os
 import secrets
 from dataclasses import replace
 
-from watchties import markers, record
+from watchties import markers, record, recordfile
 from watchties.model import FAILED, MIRROR, PENDING, SUBMITTED, Request
 
 
@@ -33,7 +33,7 @@ def perform(job, step, new_token):
 def save(job, new):
     """Plan: make the record durable, and before it the open flag: both in one go."""
     made = [] if job.opened else markers.raise_flag(job.dir)
-    yield from record.save(job.dir, new, made)
+    yield from recordfile.save(job.dir, new, made)
     job.opened = True
     return new
 

@@ -1,7 +1,7 @@
-"""One rsync between the mirror and a host: what is passed to it, what its exit codes and its lines mean.
+"""One rsync between the mirror and a host: what is passed to it.
 
-Knows: rsync(1) 3.1.3 and newer, and where a tree lies on a host.
-Must not know: jobs and batches of them (batches.py), why something travels, what the agent says.
+Knows: the options of rsync(1) 3.1.3 and newer, and where a tree lies on a host.
+Must not know: what rsync says (rsyncsays.py), jobs and batches of them (batches.py), why something travels, what the agent says.
 
 Every option stands here once, with its reason. Nothing is ever deleted by a transfer.
 """
@@ -14,9 +14,10 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 
-from watchties import errors, manifest, meter, roots, shell, ssh
-from watchties.errors import CommandFailed, NotNow, Unreachable
-from watchties.model import MARKERS, RECORD_DIR, depth, printable
+from watchties import manifest, meter, roots, rsyncsays, shell, ssh
+from watchties.errors import NotNow, Unreachable
+from watchties.model import MARKERS, RECORD_DIR, depth
+from watchties.rsyncsays import RsyncFailed
 
 STALLED = 180  # seconds without a byte before rsync gives up (its --timeout)
 OPTIONS = (
@@ -35,59 +36,6 @@ WORKROOM = RECORD_DIR + ".coming"  # below the mirror's root; hidden, so no user
 BY_HAND = "pid-"  # + pid: the room of a run by hand, of which there may be several at once
 NO_SETUID = "Fug-s"
 INTO_MIRROR = "Du+rwx,Fu+rw"  # what a user made read-only must not stop the next transfer
-
-OK, AGAIN, RESOURCES, PARTIAL, PERMANENT = "ok", "again", "resources", "partial", "permanent"
-EXIT_CODES = {  # rsync(1), EXIT VALUES; 124 to 127 and 255 are the remote shell's
-    0: (OK, ""),
-    1: (PERMANENT, "an option that this rsync does not know"),
-    2: (PERMANENT, "the two rsyncs do not understand each other: a login that prints, or one that is too old"),
-    3: (PERMANENT, "the tree's directory is not there, or is none"),
-    4: (PERMANENT, "asked for what this rsync cannot do"),
-    5: (AGAIN, "the far side did not start"),
-    6: (PERMANENT, "no log file can be written"),
-    10: (AGAIN, "the connection broke"),
-    11: (PARTIAL, "a file could not be read or written: is the disk full?"),
-    12: (AGAIN, "the stream broke off: lost connection, a login that prints, no rsync there, or a full disk"),
-    13: (AGAIN, "one of its processes was killed, or could not say what is wrong"),
-    14: (RESOURCES, "no process or pipe to be had"),
-    16: (RESOURCES, "it was told to stop"),
-    19: (RESOURCES, "it was told to stop"),
-    20: (RESOURCES, "it was told to stop"),
-    21: (AGAIN, "its child went astray"),
-    22: (RESOURCES, "not enough memory"),
-    23: (PARTIAL, "some files were not carried: permissions, a full disk, or not there"),
-    24: (PARTIAL, "files vanished while they were carried"),
-    25: (PERMANENT, "a limit on deletions, which is never asked for"),
-    30: (AGAIN, f"no byte for {STALLED} s"),
-    35: (AGAIN, "no answer from the far side's daemon"),
-    124: (AGAIN, "the remote shell failed"),
-    125: (PERMANENT, "the remote command was killed"),
-    126: (PERMANENT, "rsync there cannot be run"),
-    127: (PERMANENT, "there is no rsync on the far side: install it"),
-    255: (AGAIN, "ssh failed"),
-}
-NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
-
-
-class RsyncFailed(CommandFailed):
-    """rsync ended badly; `kind` is that of EXIT_CODES, `no_space` whether a disk was full, `full` whose it was, if that is known."""
-
-    full = ""
-
-    def __init__(self, argv, result, route):
-        self.kind, why = EXIT_CODES.get(result.code, (AGAIN, "an exit code that rsync(1) does not name"))
-        self.route, self.no_space = route, bool(NO_SPACE.search(result.err))
-        why = "a disk is full: make room" if self.no_space else why
-        super().__init__(argv, result.code, result.out, result.err, why, transient=self.no_space or self.kind in (AGAIN, RESOURCES))
-        if self.kind == PERMANENT:
-            self.exit_code = errors.AGAIN  # not to be repeated at once; but the jobs wait until an administrator has mended it
-
-    def reason(self):
-        """Return one line: what failed, how, and the first files or causes that rsync named."""
-        named = [line.strip() for line in self.err.splitlines() if line.startswith("rsync: ")]
-        told = [line.strip() for line in self.err.splitlines() if line.strip()]
-        said = named[:3] or [line for line in told if not line.startswith("rsync error:")][-3:] or told[-1:]
-        return f"rsync with {self.route.name} ended with {self.code} ({self.why})" + (": " + "; ".join(said) if said else "")
 
 
 @dataclass(frozen=True)
@@ -154,7 +102,7 @@ def rsync(route, names, *, inward, recursive=True, exclude=(), listing=False, dr
     result = result._replace(out=meter.without_progress(result.out))
     if result.code:
         raise failure(route, argv, result)
-    return dict(itemised(result.out))
+    return dict(rsyncsays.itemised(result.out))
 
 
 @contextlib.contextmanager
@@ -170,18 +118,14 @@ def _watched(dry):
         watching.close()
 
 
-# At the beginning of a line, where no file of a user's can have its name: rsync escapes line feeds in names.
-_NO_ROOT = re.compile(r'^rsync: (?:(?:\[[^]"]*\] )?change_dir|\[Receiver\] mkdir)\S* "(.*?)[/.]*" .*failed', re.MULTILINE)
-
-
 def failure(route, argv, result):
     """Return the error for an rsync that ended badly. A host, or a tree's root, that is not there is no job's fault.
 
     Where ssh cannot connect rsync ends with 255, 12 or 10, as it happens to notice: so the host is asked.
     """
-    if route.far.ssh and EXIT_CODES.get(result.code, (AGAIN,))[0] == AGAIN:
+    if route.far.ssh and rsyncsays.kind_of(result.code) == rsyncsays.AGAIN:
         shell.far(route.far, "true", timeout=PROBE)  # raises Unreachable
-    missing = _NO_ROOT.findall(result.err)
+    missing = rsyncsays.NO_ROOT.findall(result.err)
     if any(path.endswith(route.far_root.rstrip("/")) for path in missing):
         return Unreachable(f"host {route.name}: its directory {route.far_root} cannot be entered; is its disk mounted?")
     if any(path.endswith(route.mirror.rstrip("/")) for path in missing):
@@ -289,18 +233,3 @@ def _sweep(rooms):
 def exactly(path):
     """Return the rsync pattern that matches one path only: a backslash escapes, but only where there is a wildcard."""
     return re.sub(r"([][*?\\])", r"\\\1", path) if re.search(r"[*?[]", path) else path
-
-
-def itemised(out):
-    """Yield (path, item) for each line of rsync -ii --out-format="%i %n"; print what else it said."""
-    for line in out.split("\n"):  # not splitlines: a name may hold other ends of line
-        if re.match(r"[<>ch.][fdLDS].{9} ", line):
-            yield _unescaped(line[12:]).rstrip("/"), line[:11]
-        elif line.strip():
-            print("rsync:", printable(line))
-
-
-def _unescaped(name):
-    """Return a name as it is on disk: rsync writes what is not printable as \\#ooo (rsync(1), --8-bit-output)."""
-    raw = re.sub(rb"\\#(\d{3})", lambda match: bytes([int(match[1], 8)]), name.encode("utf-8", "surrogateescape"))
-    return raw.decode("utf-8", "surrogateescape")

@@ -13,7 +13,7 @@ from pathlib import Path
 import figures
 import procs
 from site_kit import Site
-from watchties import record
+from watchties import record, recordfile
 from watchties.model import marker_text
 
 A_USER = 500  # jobs
@@ -78,7 +78,7 @@ def make_tree(root, count):
         )  # fmt: skip
         os.mkdir(job)
         os.mkdir(f"{job}/.watchties")
-        write(f"{job}/.watchties/record.json", record.dumps(rec))
+        write(f"{job}/.watchties/record.json", recordfile.dumps(rec))
         write(f"{job}/DONE", marker_text({"state": "DONE", "attempt": 1, "token": token, "host": "b01"}).encode())
 
 

@@ -12,7 +12,7 @@ import time
 import pytest
 from helpers import put
 from hostile_kit import FRAGMENTS, file_name, nasty, spoilt
-from watchties import agent, judge, letter, manifest, meter, model, record, relays, resources, schedulers, ssh, standing, transfer
+from watchties import agent, judge, letter, manifest, meter, model, record, recordfile, relays, resources, rsyncsays, schedulers, ssh, standing
 from watchties.errors import BadJobName, Rejected, Unreachable, Unsafe
 from watchties.far import relay as far_relay
 from watchties.hookkit import Job
@@ -70,7 +70,7 @@ def test_names_of_jobs(texts, figure):
 
 def test_markers_and_records(texts, tmp_path, figure):
     draw, count = texts
-    good = record.dumps(record.Record(("web:PENDING:1",), 0, 1, "t", "b01", True, "SUBMITTED", ("web:PENDING:1",))).decode()
+    good = recordfile.dumps(record.Record(("web:PENDING:1",), 0, 1, "t", "b01", True, "SUBMITTED", ("web:PENDING:1",))).decode()
     for _ in range(count):
         content = spoilt(draw, f"state=DONE\nattempt=1\n{nasty(draw)}={nasty(draw)}\n").encode("utf-8", "surrogateescape")
         with soon(content):
@@ -80,7 +80,7 @@ def test_markers_and_records(texts, tmp_path, figure):
         where = tmp_path / "job"
         put(where / ".watchties/record.json", spoilt(draw, good).encode("utf-8", "surrogateescape"))
         with soon(where), contextlib.suppress(Unsafe):
-            record.load(str(where))
+            recordfile.load(str(where))
         put(where / ".watchties/made.1", spoilt(draw, '{"p":"a","s":1,"m":2}\n').encode("utf-8", "surrogateescape"))
         with soon(where), contextlib.suppress(Unsafe):
             manifest.read(str(where / ".watchties/made.1"))
@@ -237,9 +237,9 @@ def test_what_rsync_says(texts, tmp_path, figure):
         text = spoilt(draw, draw.choice([f">f+++++++++ ann/e1/{nasty(draw)}\n", "\r  1,234  50%   1.2MB/s    0:00:01 (xfr#1, to-chk=0/2)\n",
                                          f"rsync: [sender] change_dir \"{nasty(draw)}\" failed: x\n"]))  # fmt: skip
         with soon(text):
-            listed = dict(transfer.itemised(meter.without_progress(text)))
+            listed = dict(rsyncsays.itemised(meter.without_progress(text)))
             watching.look(text.encode("utf-8", "surrogateescape"))
-            transfer._NO_ROOT.findall(text)
+            rsyncsays.NO_ROOT.findall(text)
         assert all(len(item) == 11 for item in listed.values())
     figure(f"{count} lines of rsync")
 

@@ -10,7 +10,7 @@ from helpers import make_site, put
 from hostile_kit import SECRET, Outside, clean_words
 from site_kit import Site
 from trouble_kit import quick, waits_for
-from watchties import batches, transfer
+from watchties import batches, rsyncsays, transfer
 from watchties.hookkit import Job
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="devices and set-uid files are made by root only")
@@ -235,5 +235,5 @@ def test_an_rsync_that_sends_what_was_not_asked_for_writes_no_record(tmp_path, m
 def carried(route, job):
     try:
         return batches.carry(route, {job: [job.job]}, inward=True)[job]
-    except transfer.RsyncFailed as error:
+    except rsyncsays.RsyncFailed as error:
         return error

@@ -10,7 +10,7 @@ import pytest
 from helpers import wait_for
 from click.testing import CliRunner
 
-from watchties import markers, record
+from watchties import markers, record, recordfile
 from watchties.cli import main
 from watchties.demo import Demo
 
@@ -244,19 +244,19 @@ def test_requeue_runs_a_job_once_more_and_cancel_stops_it(at_work):
     until(lambda: any(row["job"] == ODD and row["attempt"] == 2 and row["waiting_on"] for row in listed(at_work)))
     assert call(at_work, "cancel", ODD).exit_code == 0
     asked = time.monotonic()
-    until(lambda: record.load(job).phase == "FAILED")
-    assert time.monotonic() - asked < 20 and record.load(job).fields["cause"] == "cancelled"
+    until(lambda: recordfile.load(job).phase == "FAILED")
+    assert time.monotonic() - asked < 20 and recordfile.load(job).fields["cause"] == "cancelled"
     until(lambda: markers.look(os.path.join(at_work.web, ODD)).markers.get("FAILED"))
 
 
 def test_submit_by_hand_is_refused_before_the_daemon_has_chosen_a_host(carried):
     where = os.path.join(carried.mirror, "ann/Exp_1")
-    rec = record.accept(record.load(where), record.Request("mirror", "PENDING", 1), "f" * 12)
-    before = record.dumps(record.load(where))
+    rec = record.accept(recordfile.load(where), record.Request("mirror", "PENDING", 1), "f" * 12)
+    before = recordfile.dumps(recordfile.load(where))
     path = os.path.join(where, ".watchties", "record.json")
     try:
         with open(path, "wb") as file:
-            file.write(record.dumps(rec))
+            file.write(recordfile.dumps(rec))
         shown = call(carried, "run-hook", "submit", "ann/Exp_1")
         assert shown.exit_code == 2 and "has not been given to a host yet" in shown.output
         assert any(n["action"] == "daemon" for n in facts(carried, "explain", "ann/Exp_1")["next"])

@@ -14,7 +14,7 @@ from helpers import free_port, put, wait_for
 from site_kit import Site
 from sshd_kit import Sshd
 
-from watchties import batches, ssh, transfer
+from watchties import batches, rsyncsays, ssh, transfer
 
 GATE = Path(__file__).parents[2] / "contrib/ssh/watchties-gate"
 LINE = Path(__file__).parents[2] / "contrib/ssh/authorized_keys"
@@ -191,7 +191,7 @@ def test_no_link_and_no_dots_lead_out_of_the_tree(site, base):
     (mine / "leads out").symlink_to("/etc/passwd")
     (mine / "stays in").symlink_to("new")
     names = ["eve/E/out/key", "eve/E/new", "eve/E/leads out", "eve/E/stays in"]
-    with pytest.raises(transfer.RsyncFailed, match="eve/E/out/key"):
+    with pytest.raises(rsyncsays.RsyncFailed, match="eve/E/out/key"):
         transfer.rsync(route, names, inward=False, recursive=False)
     assert (secret / "key").read_text() == "s3cret" and (job / "new").read_text() == "fine" and os.readlink(job / "stays in") == "new"
     assert not os.path.lexists(job / "leads out")

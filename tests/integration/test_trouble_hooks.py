@@ -3,10 +3,12 @@
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
-from helpers import put
+import pytest
+from helpers import HOOKS, put
 from site_kit import Site
 from trouble_kit import quick, times
 
@@ -279,3 +281,23 @@ def test_a_submit_command_that_is_killed_has_refused_nothing(tmp_path):
         assert end(site, "ann/e1")["attempt"] == "1" and site.runs("ann/e1") == 1
         assert not (tmp_path / "strike").exists()
         assert "it is asked once more" in log_of(site, "submit")
+
+
+# ---- what goes between its end and its fetch ----
+
+GOES = """if mkdir '{once}' 2>/dev/null; then rm -rf '{there}'; fi
+exec '{python}' '{hook}'
+"""
+
+
+@pytest.mark.parametrize("resubmit, state, attempt", [(0, "FAILED", 1), (1, "DONE", 2)])
+def test_a_job_removed_before_its_fetch_is_lost_or_tried_again_as_its_tree_says(tmp_path, resubmit, state, attempt):
+    there = tmp_path / "b01/compties/user_data/ann/gone"
+    own = GOES.format(once=tmp_path / "gone", there=there, python=sys.executable, hook=HOOKS / "fetch")
+    with Site(tmp_path, tree=f"resubmit_lost = {resubmit}", hooks={"fetch": own}, edit=quick("fetch", "cancel", "submit")) as site:
+        site.drop("ann/gone")
+        fields = end(site, "ann/gone", state)
+        assert (tmp_path / "gone").is_dir(), "the directory was removed by the hook"
+        assert site.record("ann/gone").attempt == attempt
+        assert state == "DONE" or (fields["cause"], "removed" in fields["reason"]) == ("lost", True), fields
+        assert site.runs("ann/gone") == (1 if state == "DONE" else 0), "in the directory that is there now"

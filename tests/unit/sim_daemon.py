@@ -7,7 +7,7 @@ Must not know: how a hook does its steps, what people do, what must hold.
 import os
 from types import SimpleNamespace
 
-from watchties import decide, fire, jobs, markers, outcomes, record, steps
+from watchties import decide, fire, jobs, markers, outcomes, record, recordfile, steps
 from watchties.dispatch import Dispatch
 from watchties.model import CANCEL, COMPUTE, DONE, FAILED, FINAL, MIRROR, PENDING, SUBMITTED, TAKEN, WEB, JobId
 from watchties.seen import WebHint, World
@@ -168,7 +168,7 @@ class Daemon:
         """What relays announce: what stands, never what is gone."""
         job = self.jobs.get(ID)
         hint = job.web if job else WebHint()
-        attempt = (job.record if job else record.load(self.here)).attempt
+        attempt = (job.record if job else recordfile.load(self.here)).attempt
         pending, cancel = ns_of(self.there / PENDING), ns_of(self.there / CANCEL)
         news = {"pending": pending} if pending and pending != hint.pending else {}
         news |= {"cancel": cancel} if cancel and cancel != hint.cancel and (attempt or pending) else {}

@@ -10,7 +10,7 @@ nothing: after a crash its jobs, hints and runs are read from the disk again.
 
 import os
 
-from watchties import markers, record, runs
+from watchties import markers, recordfile, runs
 from watchties.model import CANCEL, DONE, MIRROR, PENDING, STATES, WEB, Request
 
 from sim_daemon import ID, JOB, Daemon, ns_of
@@ -82,7 +82,7 @@ class System(Daemon, Hooks):
     def open_cancel(self, place):
         """Return whether a CANCEL stands at a place that is not accepted yet."""
         request = Request(place, CANCEL, ns_of((self.there if place == WEB else self.here) / CANCEL))
-        return request.ns and not record.load(self.here).has_accepted(request)
+        return request.ns and not recordfile.load(self.here).has_accepted(request)
 
     def withdraw(self):
         self.forgive({Request(WEB, PENDING, ns_of(self.there / PENDING))})
@@ -140,7 +140,7 @@ class System(Daemon, Hooks):
     def environment(self):
         may = lambda name: self.budget[name] > 0  # noqa: E731
         standing = Request(WEB, PENDING, ns_of(self.there / PENDING))
-        on_disk = record.load(self.here)
+        on_disk = recordfile.load(self.here)
         if may("touches"):
             yield "touches", "USER touches PENDING", self.touch
         if may("mirror") and on_disk.attempt:
@@ -203,7 +203,7 @@ class System(Daemon, Hooks):
         self.check()
 
     def check(self):
-        on_disk = record.load(self.here)
+        on_disk = recordfile.load(self.here)
         if on_disk.attempt:
             self.seen_tokens[on_disk.token] = on_disk.attempt
         if sum(e.alive() for e in self.executions()) > 1:
@@ -228,7 +228,7 @@ class System(Daemon, Hooks):
 
     def check_final(self):
         """Nothing is left to do for the system: it must be a good end."""
-        rec = record.load(self.here)
+        rec = recordfile.load(self.here)
         if not rec.attempt and not self.touched:
             return
         web = markers.look(self.there)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-DAEMON = ["daemon", "engine", "dispatch", "watch", "relays", "lanes", "runner", "runs", "journal", "record", "markers", "decide", "teller",
+DAEMON = ["daemon", "engine", "dispatch", "watch", "relays", "lanes", "runner", "runs", "journal", "record", "recordfile", "markers", "decide", "teller",
           "onepass", "follow", "statelock", "systemd", "serve", "unit", "masters", "children", "calls"]  # fmt: skip
-HOOKS = ["hookkit", "transfer", "meter", "agent", "submission", "manifest", "judge", "resources", "standing", "mail", "letter", "retry",
+HOOKS = ["hookkit", "transfer", "rsyncsays", "meter", "agent", "submission", "manifest", "judge", "resources", "standing", "mail", "letter", "retry",
          "shell", "schedulers.shell", "schedulers.lsf", "schedulers.pbs"]  # fmt: skip
 PURE = ["model", "errors", "decide", "outcomes"]
 

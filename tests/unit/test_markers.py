@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from watchties import decide, durable, jobs, markers, record, steps
+from watchties import decide, durable, jobs, markers, record, recordfile, steps
 from watchties.model import CANCEL, DONE, FAILED, MIRROR, NEW, OPEN_FLAG, PENDING, STATES, SUBMITTED, TAKEN, WEB, JobId, Request
 from watchties.record import Record
 from watchties.seen import Step
@@ -128,7 +128,7 @@ def test_pending_of_our_own_stands_whatever_stood_there(tmp_path, make):
     job = job_of(tmp_path, record.accept(Record(), Request(WEB, PENDING, 1), "t1"))
     new = carry_out(steps.perform(job, Step("publish", "", marker=PENDING), None))
     found = markers.look(tmp_path)
-    assert found.request_ns(PENDING) == new.own and not found.states() and record.load(tmp_path).own == new.own
+    assert found.request_ns(PENDING) == new.own and not found.states() and recordfile.load(tmp_path).own == new.own
 
 
 def test_pending_of_our_own_never_replaces_a_request(tmp_path):
@@ -222,7 +222,7 @@ def crash_at(monkeypatch, number, when):
 
 def stable(path):
     """Be another daemon: read everything from the disk, do Steps until none is due; return (record, what stands, steps done)."""
-    job, done, tokens = job_of(path, record.load(path)), [], iter("abcdefgh")
+    job, done, tokens = job_of(path, recordfile.load(path)), [], iter("abcdefgh")
     while step := decide.next_step(job.seen(), None):
         done.append(step.what)
         assert len(done) < 20, done
@@ -251,7 +251,7 @@ def prepare(path, story):
     if "own" in stands.values():
         rec = record.replace(rec, own=55)
     if rec.attempt:
-        carry_out(record.save(path, rec))
+        carry_out(recordfile.save(path, rec))
     for name, value in stands.items():
         if value == "directory":
             (path / name).mkdir()
@@ -262,7 +262,7 @@ def prepare(path, story):
 def check(path, story, rec, stands):
     _, before, end = STORIES[story]
     person = [Request(MIRROR, PENDING, ns) for ns in before.values() if ns == 77]
-    assert rec.phase == end and rec == record.load(path)
+    assert rec.phase == end and rec == recordfile.load(path)
     assert all(rec.has_accepted(request) for request in person)
     assert sum(text.startswith(MIRROR) for text in rec.accepted) == len(person) + (CANCEL in before)
     assert stands.states() == (() if end == PENDING else (end,)) and (PENDING in stands.markers) == (end == PENDING)
@@ -317,7 +317,7 @@ def test_a_crash_at_any_barrier_loses_and_repeats_nothing(tmp_path, story):
 
 def through_barriers(path, count):
     """Do Steps, and drop the plan at the count-th barrier; return whether it got to the end before."""
-    job = job_of(path, record.load(path))
+    job = job_of(path, recordfile.load(path))
     while step := decide.next_step(job.seen(), None):
         plan = steps.perform(job, step, lambda: "new")
         while True:
@@ -337,7 +337,7 @@ def test_the_record_holds_our_own_pending_before_it_can_be_seen(tmp_path, monkey
     prepare(tmp_path, "pending")
     seen = []
     link = os.link
-    monkeypatch.setattr(os, "link", lambda *args: seen.append(record.load(tmp_path).own) or link(*args))
+    monkeypatch.setattr(os, "link", lambda *args: seen.append(recordfile.load(tmp_path).own) or link(*args))
     rec, stands, _ = stable(tmp_path)
     assert seen == [rec.own] == [stands.request_ns(PENDING)]
 
@@ -346,17 +346,17 @@ def test_the_open_flag_stands_before_the_record_and_goes_last(tmp_path):
     job = job_of(tmp_path, Record())
     plan = steps.save(job, FIRST)
     next(plan)
-    assert markers.look(tmp_path).open and record.load(tmp_path) == Record()
+    assert markers.look(tmp_path).open and recordfile.load(tmp_path) == Record()
     for _ in plan:
         pass
     carry_out(steps.perform(job, Step("close", ""), None))
-    assert not markers.look(tmp_path).open and record.load(tmp_path) == FIRST
+    assert not markers.look(tmp_path).open and recordfile.load(tmp_path) == FIRST
 
 
 def test_a_job_that_the_mirror_does_not_hold_is_made(tmp_path):
     job = job_of(tmp_path / "user" / "exp", Record())
     carry_out(steps.create(job, FIRST))
-    assert record.load(job.dir) == FIRST and stat.S_ISDIR(os.lstat(job.dir).st_mode)
+    assert recordfile.load(job.dir) == FIRST and stat.S_ISDIR(os.lstat(job.dir).st_mode)
 
 
 def test_markers_say_what_people_need_in_order(tmp_path):

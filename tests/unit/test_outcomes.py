@@ -177,6 +177,14 @@ def test_so_often_and_no_more():
     assert poll_lost(second, 1) == second and "lost" in poll_lost(second, 2).fields
 
 
+def test_what_vanishes_after_its_end_was_seen_is_tried_again_too():
+    outcome = Outcome("done", "", {"state": FAILED, "cause": "lost", "seen": "lost", "reason": "removed"})
+    doubtful = outcomes.take_in(RUNNING, Rule("fetch"), TOLD, outcome, NOW, "t2", 300.0, 1).record
+    assert (doubtful.phase, doubtful.fields["lost"]) == (SUBMITTED, "removed")
+    failed = outcomes.take_in(RUNNING, Rule("fetch"), TOLD, outcome, NOW, "t2", 300.0, 0).record
+    assert (failed.phase, failed.fields["cause"], "seen" in failed.fields) == (FAILED, "lost", False)
+
+
 @pytest.mark.parametrize("cause", ["memory", "time", "node", "cancelled"])
 def test_what_its_scheduler_has_ended_for_a_reason_is_not_tried_again(cause):
     outcome = Outcome("done", "", {"seen": "lost", "cause": cause})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from watchties import durable, record
+from watchties import durable, record, recordfile
 from watchties.errors import Unsafe
 from watchties.model import CANCEL, DONE, FAILED, MIRROR, PENDING, SUBMITTED, WEB, Request
 from watchties.record import Attempt, Record
@@ -134,32 +134,32 @@ records = st.builds(
 
 @given(records)
 def test_what_is_written_is_what_is_read(rec):
-    assert record.loads(record.dumps(rec)) == rec
+    assert recordfile.loads(recordfile.dumps(rec)) == rec
 
 
 @given(dicts.filter(lambda d: not d.keys() & {*Record.__dataclass_fields__, "version"}))
 def test_keys_of_a_newer_version_are_kept(future):
-    data = json.dumps({**json.loads(record.dumps(RUNNING)), **future, "version": 2}).encode()
-    again = record.loads(record.dumps(record.accept(record.loads(data), TWO, "t2")))
+    data = json.dumps({**json.loads(recordfile.dumps(RUNNING)), **future, "version": 2}).encode()
+    again = recordfile.loads(recordfile.dumps(record.accept(recordfile.loads(data), TWO, "t2")))
     assert again.extra == future and again.attempt == 2
 
 
 @given(records, st.data())
 def test_a_torn_record_is_never_read_as_another(rec, data):
-    whole = record.dumps(rec)
+    whole = recordfile.dumps(rec)
     part = whole[: data.draw(st.integers(0, len(whole) - 1))]
     with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
-        record.loads(part)
+        recordfile.loads(part)
 
 
 @given(records, st.sampled_from(sorted(set(Record.__dataclass_fields__) - {"extra", "old"})), plain)
 def test_a_value_of_another_kind_is_damage(rec, name, value):
-    stored = json.loads(record.dumps(rec))
+    stored = json.loads(recordfile.dumps(rec))
     kinds = {"accepted": list, "served": list}
     if type(value) is kinds.get(name, type(getattr(Record(), name))):
         return
     with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
-        record.loads(json.dumps({**stored, name: value}).encode())
+        recordfile.loads(json.dumps({**stored, name: value}).encode())
 
 
 @pytest.mark.parametrize(
@@ -169,29 +169,29 @@ def test_a_value_of_another_kind_is_damage(rec, name, value):
              b'{"version":1,"fields":{"cpu_server":[]}}', b'{"version":1,"old":{"attempt":1,"token":"t","host":[]}}']
 )  # fmt: skip
 def test_a_damaged_record_is_never_taken_for_absent(tmp_path, junk):
-    carry_out(record.save(tmp_path, RUNNING))
+    carry_out(recordfile.save(tmp_path, RUNNING))
     (tmp_path / ".watchties" / "record.json").write_bytes(junk)
     with pytest.raises(Unsafe, match="record.json is damaged .*move it away"):
-        record.load(tmp_path)
+        recordfile.load(tmp_path)
 
 
 def test_a_record_that_cannot_be_read_is_not_taken_for_absent(tmp_path):
     (tmp_path / ".watchties" / "record.json").mkdir(parents=True)
     with pytest.raises(OSError):
-        record.load(tmp_path)
+        recordfile.load(tmp_path)
 
 
 def test_no_record_is_an_empty_one(tmp_path):
-    assert record.load(tmp_path) == record.load(tmp_path / "nothing") == Record()
+    assert recordfile.load(tmp_path) == recordfile.load(tmp_path / "nothing") == Record()
 
 
 @given(records, records)
 def test_a_crash_between_any_two_steps_leaves_the_old_or_the_new(tmp_path_factory, before, after):
     job = tmp_path_factory.mktemp("job")
-    carry_out(record.save(job, before))
-    plan = record.save(job, after)
+    carry_out(recordfile.save(job, before))
+    plan = recordfile.save(job, after)
     next(plan)
-    assert record.load(job) == before
+    assert recordfile.load(job) == before
     plan.close()  # here the daemon dies; the next one writes again
-    carry_out(record.save(job, after))
-    assert record.load(job) == after and os.listdir(job / ".watchties") == ["record.json"]
+    carry_out(recordfile.save(job, after))
+    assert recordfile.load(job) == after and os.listdir(job / ".watchties") == ["record.json"]

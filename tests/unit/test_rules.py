@@ -17,7 +17,7 @@ from agent_kit import AGENT  # noqa: E402
 from helpers import make_site, put  # noqa: E402
 from simulation import System, Violation  # noqa: E402
 
-from watchties import batches, decide, dispatch, hookkit, manifest, markers, record, results, submission, transfer  # noqa: E402
+from watchties import batches, decide, dispatch, hookkit, manifest, markers, record, recordfile, results, submission, transfer  # noqa: E402
 from watchties.model import CANCEL, MIRROR, PENDING  # noqa: E402
 
 BUDGET = dict(touches=9, mirror=9, cancels=9, edits=9, crashes=9, withdraws=9, restores=9, stops=0, downs=9, nodes=9)
@@ -126,7 +126,7 @@ def mirror_careful(play):
 
 def back_over_accepted(play):
     restore_hidden(play)
-    own = record.load(play.here).own
+    own = recordfile.load(play.here).own
     (play.here / PENDING).touch()
     os.utime(play.here / PENDING, ns=(own, own))  # a backup restores what has been accepted
 
@@ -278,8 +278,8 @@ def test_a_request_after_cancel_in_another_place_is_followed_by_an_execution():
         cancel_in_the_mirror_order(play)
         play.at_once("PERSON touches PENDING")
         play.finish()
-        assert record.load(play.here).fields.get("cause") != "cancelled" and len(play.executions()) == 1
-        assert any(text.startswith(f"{MIRROR}:{PENDING}") for text in record.load(play.here).accepted)
+        assert recordfile.load(play.here).fields.get("cause") != "cancelled" and len(play.executions()) == 1
+        assert any(text.startswith(f"{MIRROR}:{PENDING}") for text in recordfile.load(play.here).accepted)
         assert not (play.there / CANCEL).exists()
 
     life(script)
@@ -299,7 +299,7 @@ def stays(play):
     play.until("submit(t1): agent claim")
     play.at_once("HOST b1 cannot be reached", "submit(t1): agent claim")
     play.rest(avoid=("b1 is back",))
-    assert record.load(play.here).contacted and not (play.hosts["b2"].data / "it's a user").exists()
+    assert recordfile.load(play.here).contacted and not (play.hosts["b2"].data / "it's a user").exists()
 
 
 @pytest.mark.parametrize("script", [goes_elsewhere, stays])
@@ -318,6 +318,6 @@ def test_a_lost_job_runs_again_after_its_end_is_proven():
         play.at_once("NODE of t1 goes down")
         play.until("daemon: starts cancel", avoid=("daemon: starts submit",))
         play.until("daemon: starts submit")
-        assert record.load(play.here).attempt == 2 and [e.alive() for e in play.executions()] == [False]
+        assert recordfile.load(play.here).attempt == 2 and [e.alive() for e in play.executions()] == [False]
 
     life(script)

@@ -13,7 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from helpers import free_port, make_site, put  # noqa: E402
 
-from watchties import batches, transfer  # noqa: E402
+from watchties import batches, rsyncsays, transfer# noqa: E402
 from watchties.errors import CommandFailed, NotNow, Unreachable, WatchtiesError  # noqa: E402
 from watchties.hookkit import Job  # noqa: E402
 from watchties.shell import Result  # noqa: E402
@@ -42,15 +42,15 @@ def result(code, err=""):
 
 
 def failure(route, code, err=""):
-    return transfer.RsyncFailed(["rsync"], result(code, err), route)
+    return rsyncsays.RsyncFailed(["rsync"], result(code, err), route)
 
 
 # ---- exit codes ----
 
 
 def test_every_exit_code_has_a_kind_and_a_reason():
-    for code, (kind, why) in transfer.EXIT_CODES.items():
-        assert kind in (transfer.OK, transfer.AGAIN, transfer.RESOURCES, transfer.PARTIAL, transfer.PERMANENT)
+    for code, (kind, why) in rsyncsays.EXIT_CODES.items():
+        assert kind in (rsyncsays.OK, rsyncsays.AGAIN, rsyncsays.RESOURCES, rsyncsays.PARTIAL, rsyncsays.PERMANENT)
         assert bool(why) == bool(code)
 
 
@@ -61,12 +61,12 @@ def test_passing_failures_are_transient(route, code):
 
 @pytest.mark.parametrize("code", [1, 2, 3, 4, 25, 127])
 def test_configuration_is_not_tried_again(route, code):
-    assert not failure(route, code).transient and failure(route, code).kind == transfer.PERMANENT
+    assert not failure(route, code).transient and failure(route, code).kind == rsyncsays.PERMANENT
 
 
 @pytest.mark.parametrize("code", [11, 23, 24])
 def test_codes_that_files_are_to_blame_for(route, code):
-    assert failure(route, code).kind == transfer.PARTIAL
+    assert failure(route, code).kind == rsyncsays.PARTIAL
 
 
 def test_a_full_disk_is_transient_and_called_so(route):
@@ -97,12 +97,12 @@ def test_one_bad_job_does_not_spoil_a_batch(route):
 def test_vanished_files_are_looked_at_once_more(route):
     calls = []
     told = batches.each(["a"], bad_step({"a"}, calls, route, code=24))
-    assert calls == [["a"], ["a"]] and isinstance(told["a"], transfer.RsyncFailed)
+    assert calls == [["a"], ["a"]] and isinstance(told["a"], rsyncsays.RsyncFailed)
 
 
 def test_what_concerns_the_host_is_raised_at_once(route):
     calls = []
-    with pytest.raises(transfer.RsyncFailed):
+    with pytest.raises(rsyncsays.RsyncFailed):
         batches.each(["a", "b"], bad_step({"a"}, calls, route, code=12))
     assert len(calls) == 1
 
@@ -277,7 +277,7 @@ def test_a_user_directory_keeps_its_mode_and_a_link_in_its_place_is_refused(site
     told = batches.carry(route, {j: [j.job] for j in (job, other)}, inward=False)
     assert told[job] == {} and (site.web / "ann/e1/a").read_text() == "x"
     assert (site.web / "ann").stat().st_mode & 0o7777 == 0o2775
-    assert isinstance(told[other], transfer.RsyncFailed) and (site.web / "eve").is_symlink()
+    assert isinstance(told[other], rsyncsays.RsyncFailed) and (site.web / "eve").is_symlink()
     assert os.listdir(site.base / "elsewhere") == []
 
 
@@ -313,7 +313,7 @@ def test_a_root_that_is_not_there_is_no_jobs_fault_and_is_not_made(site, route, 
 def test_a_files_name_that_says_the_root_is_missing_concerns_its_job_alone(site, route):
     words = f'rsync: [sender] send_files failed to open "{route.far_root}/a/e/change_dir "{route.far_root}" failed": Permission denied (13)'
     error = transfer.failure(route, ["rsync"], result(23, words + "\nrsync error: some files could not be transferred (code 23)"))
-    assert isinstance(error, transfer.RsyncFailed) and error.kind == transfer.PARTIAL
+    assert isinstance(error, rsyncsays.RsyncFailed) and error.kind == rsyncsays.PARTIAL
 
 
 @pytest.mark.parametrize("inward", [True, False])

@@ -109,9 +109,9 @@ def cancel(places, jobs):
 
 def nothing_to_stop(where):
     """Return why a CANCEL would find nothing; "" if it may. It would otherwise lie in wait for the next request."""
-    from watchties import record
+    from watchties import recordfile
 
-    rec = record.load(where)
+    rec = recordfile.load(where)
     if rec.pulling or os.path.lexists(os.path.join(where, PENDING)):
         return ""
     if not rec.attempt:

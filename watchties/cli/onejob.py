@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 import click
 
-from watchties import onlook, record
+from watchties import onlook, recordfile
 from watchties.cli.common import clock, fitted, show_json
 from watchties.cli.names import Names
 from watchties.seen import Start, Step
@@ -46,7 +46,7 @@ def facts_of(places, job):
     where = os.path.join(names.trees[job.tree][0], job.job) if job.tree in names.trees else ""
     there, rec = bool(where) and os.path.isdir(where), None
     try:
-        rec = record.load(where) if there else None
+        rec = recordfile.load(where) if there else None
     except WatchtiesError as error:
         click.echo(f"watchties: {error}", err=True)
     return {
