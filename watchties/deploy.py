@@ -21,8 +21,14 @@ FILES = {"agent.sh": "agent.sh", "relay.py": "relay.py", "relay_ties_directories
 
 # $1 the compties directory, then names of files: tells for each new, ours or other. Changes nothing but for making directories.
 LOOK = """root=$1; shift
-for d in "$root" "$root/scripts" "$root/bin"; do mkdir -p -- "$d" || exit 1; done
-while [ "$1" != -- ]; do case $1 in /*) d=$1;; *) d=$root/$1;; esac; mkdir -p -- "$d" || exit 1; shift; done; shift
+make() {
+    said=$(mkdir -p -- "$1" 2>&1) && return
+    case $1 in /*) at=$1 ;; *) at=$PWD/$1 ;; esac
+    echo "$said; run there as root: install -d -o $(id -un) -g $(id -gn) '$at', then deploy again"
+    exit 1
+}
+for d in "$root" "$root/scripts" "$root/bin"; do make "$d"; done
+while [ "$1" != -- ]; do case $1 in /*) d=$1;; *) d=$root/$1;; esac; make "$d"; shift; done; shift
 for f; do
     p=$root/scripts/$f
     if [ ! -e "$p" ] && [ ! -L "$p" ]; then echo "new $f"

@@ -45,6 +45,19 @@ def judged(where, name, host, answers):
         yield Finding(where, False, "its find is not GNU find", "install findutils there")
     if lacking := all_said("lacking"):
         yield Finding(where, False, f"{', '.join(lacking)} not there", "install util-linux there")
+    yield from queue(where, name, host, said, all_said("queue"))
+
+
+def queue(where, name, host, said, lacking):
+    """Yield what is wrong with a scheduler's commands, or with the setup that should make them known."""
+    correct = f"correct `setup` in [host.{name}]"
+    if "setup" in said:
+        yield Finding(where, False, f"its setup ends the shell that reads it ({printable(said['setup']) or 'without a word'})", correct)
+    elif lacking and host.setup:
+        yield Finding(where, False, f"{', '.join(lacking)} not found, also after its setup", f"{correct}, or `scheduler` there")
+    elif lacking:
+        remedy = f"set `setup` in [host.{name}], shell text that puts them on the PATH; or correct `scheduler` there"
+        yield Finding(where, False, f"{', '.join(lacking)} not found", remedy)
 
 
 def closed(where, host, directory, why=""):

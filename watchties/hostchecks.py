@@ -10,10 +10,11 @@ DIAGNOSTICS); ASK; and a look for the marks that ASK has left in the data direct
 import asyncio
 import dataclasses
 import os
+import re
 import shlex
 import time
 
-from watchties import calls, children, ssh
+from watchties import calls, children, schedulers, ssh
 from watchties.checks import Finding
 from watchties.errors import WatchtiesError
 from watchties.hostanswers import judged, loud, number
@@ -27,7 +28,8 @@ MOST_NOISE = 1 << 20  # bytes before it is no greeting any more
 # Asked for the time only when it has been heard: so what a new connection takes is no part of what is measured.
 GREET = "echo {nonce}; read -r go; date +%s.%N"
 
-# NAME TAB ANSWER. $1 our mark's name; then DEPTH DIRECTORY pairs, the word --, directories of ours, --, commands.
+# NAME TAB ANSWER. $1 our mark's name; then DEPTH DIRECTORY pairs, the word --, directories of ours, --, commands, --, the setup,
+# and the scheduler's commands, which are looked for as the agent finds them: after the setup, which may end its shell.
 ASK = r"""t=$(printf '\t'); mark=$1; shift
 echo "agent$t$(sh scripts/agent.sh version 2>&1 | tail -n 1)"
 echo "relay$t$(sed -n 's/^VERSION = //p' scripts/relay.py 2>/dev/null)"
@@ -55,7 +57,12 @@ while [ "$1" != -- ]; do
 done; shift
 echo "directories$t$directories"
 while [ "$1" != -- ]; do [ -d "$1" ] || echo "missing$t$1"; shift; done; shift
-for c; do command -v "$c" >/dev/null 2>&1 || echo "lacking$t$c"; done"""
+lacking() { for c; do command -v "$c" >/dev/null 2>&1 || echo "$word$t$c"; done; }
+word=lacking; while [ "$1" != -- ]; do lacking "$1"; shift; done; shift
+setup=$1; shift; queue=$*
+found=$( (eval "$setup" </dev/null >/dev/null 2>&1; echo ready; t=$(printf '\t'); word=queue; lacking $queue) )
+if [ -n "$found" ]; then printf '%s\n' "$found" | sed 1d
+else echo "setup$t$( (eval "$setup" </dev/null 2>&1 >/dev/null) | tail -n 1)"; fi"""
 
 # $1 the beginning of our marks, then directories: PLACE-OF-THE-DIRECTORY TAB MARK for each that is seen there.
 SEEN = r"""b=$1; shift; n=0
@@ -67,6 +74,8 @@ REMEDIES = (  # what ssh says last, what to do about it
     ("by the gate", "its key may not be checked (contrib/ssh); look at that host with a login of your own"),
     ("Could not resolve", "correct `ssh` in [host.{name}], or the name service"),
 )
+
+NO_USER = re.compile("unknown user|does not exist", re.IGNORECASE)  # sudo(8), runuser(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +115,7 @@ async def one_host(host):
     """Return (whether it answers, Findings)."""
     words = ["sh", "-c", ASK, "check", host.mark, *(w for path, jobs in host.data.values() for w in (str(depth(jobs)), path))]
     words += ["--", "scripts", "bin", "--", "flock", *(["setsid"] if host.config.scheduler == "shell" else [])]
+    words += ["--", host.config.setup or "", *(schedulers.get(host.config.scheduler).COMMANDS if host.config.scheduler else ())]
     greeting, answer = await asyncio.gather(greet(host.far), _call(host.far, shlex.join(words)))
     if isinstance(answer, WatchtiesError):
         return False, [await unreachable(host, answer)]
@@ -188,6 +198,8 @@ async def unreachable(host, error):
     """Return the Finding on a host that gave no answer: become is refused, or ssh's last words and what to do about them."""
     far, said = host.far, str(error).removeprefix(f"{host.where} ")
     if far.become and "compties directory" not in said and (await greet(dataclasses.replace(far, become=""))).there:
+        if NO_USER.search(said):
+            return Finding(host.where, False, f"answers, but has no user {far.become}", f"correct `become` in [host.{far.name}]")
         user = far.ssh.rpartition("@")[0] or "LOGIN"
         remedy = f"put into its sudoers: {user} ALL=({far.become}) NOPASSWD: ALL, or log in as root or {far.become}"
         return Finding(host.where, False, f"answers, but its login may not become {far.become}: {said.rpartition(': ')[2]}", remedy)

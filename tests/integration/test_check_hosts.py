@@ -98,9 +98,39 @@ def test_a_host_whose_data_are_the_mirror(hosts):
 
 
 def test_become_that_is_not_permitted(hosts):
+    hosts.write(web='become = "nobody"\n')
+    if not os.geteuid():  # a root that may not, as in a container; anybody else is refused by sudo itself
+        hosts.sshd.stop()
+        hosts.sshd.more = 'ForceCommand setpriv --bounding-set -setuid,-setgid sh -c "$SSH_ORIGINAL_COMMAND"'
+        hosts.sshd.start()
+    (line,) = hosts.wrong()
+    assert "may not become nobody" in line and "NOPASSWD" in line
+
+
+def test_become_somebody_who_is_not_there(hosts):
     hosts.write(web='become = "nosuch"\n')
     (line,) = hosts.wrong()
-    assert "may not become nosuch" in line and "NOPASSWD" in line
+    assert line.endswith("answers, but has no user nosuch; correct `become` in [host.vision]"), line
+
+
+@pytest.mark.parametrize("setup, wanted", [
+    ("", "host b01: bsub, bjobs, bhist, bkill not found; set `setup` in [host.b01], shell text that puts them on the PATH"),
+    ("true", "host b01: bsub, bjobs, bhist, bkill not found, also after its setup; correct `setup` in [host.b01]"),
+    ("echo loud; exit 3", "host b01: its setup ends the shell that reads it (without a word); correct `setup` in [host.b01]"),
+    (". /no/such/profile", "/no/such/profile"),
+    ("PATH={bin}:$PATH; set -- a; t=; word=", ""),
+])  # fmt: skip
+def test_a_scheduler_that_is_not_found_or_made_known_by_the_setup(hosts, setup, wanted):
+    shims = hosts.base / "shims"
+    shims.mkdir()
+    for name in "bsub", "bjobs", "bhist", "bkill":
+        (shims / name).write_text("#!/bin/sh\n")
+        (shims / name).chmod(0o755)
+    table = {"scheduler": "lsf"} | ({"setup": setup.format(bin=shims)} if setup else {})
+    site = hosts.conf / "10-site.toml"
+    lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+    site.write_text(site.read_text().replace('scheduler = "shell"\n', lines + 'resources = { cores = 1 }\n'))
+    assert [line for line in hosts.wrong() if wanted not in line] == [] and bool(hosts.wrong()) == bool(wanted), hosts.wrong()
 
 
 def test_the_command_says_it_all_as_json(hosts):

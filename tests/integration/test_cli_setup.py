@@ -143,6 +143,19 @@ def test_deploy_takes_over_a_file_of_ours_that_was_copied_by_hand(tmp_path):
     assert put(tmp_path).files["agent.sh"] == "replaced"
 
 
+@pytest.mark.skipif(os.geteuid(), reason="only root may run what it says")
+def test_deploy_into_a_home_that_is_root_s_says_what_root_has_to_run(tmp_path):
+    for folder in [tmp_path, *tmp_path.parents]:
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(0o755)
+    far = ssh.Far("vision", root=str(tmp_path / "compties"), become="nobody")
+    with pytest.raises(WatchtiesError, match="Permission denied; run there as root: install -d .*, then deploy again$") as refused:
+        asyncio.run(deploy.deploy(far, ["user_data"]))
+    subprocess.run(["sh", "-c", str(refused.value).partition("as root: ")[2].partition(", then")[0]], check=True)
+    assert asyncio.run(deploy.deploy(far, ["user_data"])).files["agent.sh"] == "new"
+    assert (tmp_path / "compties/user_data").owner() == "nobody"
+
+
 @pytest.mark.parametrize("name", deploy.FILES)
 def test_deploy_touches_no_file_if_one_is_not_ours(tmp_path, name):
     (tmp_path / "scripts").mkdir()

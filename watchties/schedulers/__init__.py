@@ -17,6 +17,7 @@ A scheduler module has, command and parser side by side, all pure, text in and t
     nodes_command(nodes)                     -> shell text that asks how nodes are; only where an Entry's cause may be `node`
     parse_nodes(code, out, err)              -> {node}: those that work, and on which nothing runs that is not the scheduler's; raises QueryFailed
 
+    COMMANDS                                 the programs without which it cannot work, found on the PATH or made known by the host's `setup`
     LATE                                     seconds by which its account of an ended job may be late, after its queue has forgotten it
 
 resources: {"cores": number, "memory": bytes, "walltime": seconds, "queue": word, "account": word}, None or missing where

@@ -49,6 +49,7 @@ CAUSES = {  # Administering LSF: job termination reasons
     "TERM_RUNLIMIT": "time", "TERM_CPULIMIT": "time", "TERM_DEADLINE": "time", "TERM_WINDOW": "time",
     "TERM_OWNER": "cancelled", "TERM_FORCE_OWNER": "cancelled", "TERM_ADMIN": "cancelled", "TERM_FORCE_ADMIN": "cancelled",
 }  # fmt: skip
+COMMANDS = ("bsub", "bjobs", "bhist", "bkill")
 LATE = 0  # bjobs -a tells of a job until CLEAN_PERIOD has passed (lsb.params: an hour)
 
 

@@ -44,6 +44,7 @@ BY_STATUS = {-26: "memory", -27: "memory", -28: "time", -29: "time"}  # job.h: J
 TERMINATED = 256 + 15  # ended by SIGTERM, as qdel does; a limit says so in words
 KILLED = re.compile(r"^=>> PBS: job killed: (\w+)(.*)$", re.MULTILINE)
 LIMITS = {"node": "node"} | dict.fromkeys(("walltime", "cput", "pcput"), "time") | dict.fromkeys(("mem", "vmem", "pmem", "pvmem"), "memory")
+COMMANDS = ("qsub", "qselect", "qstat", "qdel")
 LATE = 0  # qstat -x, with job_history_enable
 
 

@@ -31,6 +31,7 @@ NO_ACCOUNT = "accounting: No such file"  # nothing has ever ended there
 QSTAT = f'capped {ASK} qstat -xml -u "$(id -un)"'
 STATES = {"E": "error", "d": "in deletion", "h": "held", "q": "waits", "r": "running", "s": "suspended", "t": "in transfer", "w": "waits"}  # qstat(1)
 UNITS = {"B": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4, "": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4}
+COMMANDS = ("qsub", "qstat", "qacct", "qdel")
 LATE = 60  # qacct: what has ended is written into the account file some seconds later, on a busy master a minute
 
 

@@ -23,6 +23,7 @@ LOOK = "grep -ls -e wrapper /proc/self/cmdline"  # finds itself: so it is known 
 SELF = "/proc/self/cmdline"
 BUSY = re.compile(r"fork|resource|memory", re.IGNORECASE)  # dash: "Cannot fork", bash: "fork: retry: Resource temporarily unavailable"
 NOT_RUN = (126, 127)  # a POSIX shell's codes for what it cannot execute, and cannot find; the agent's for a directory it cannot enter
+COMMANDS = ()  # of a queue: it has none
 LATE = 0  # it has no account
 
 

@@ -45,6 +45,7 @@ QUEUE = f"capped {ASK} squeue --noheader --states=all --format='%i|%T|%j|%r'"
 HISTORY = f"capped {ASK} sacct --allocations --noheader --parsable2 --format=JobIDRaw,State,JobName,ExitCode"
 MISSING = """wt_gone=; for wt_id in {ids}; do case $wt_said in *"wt:$wt_id|"*) ;; *) wt_gone=$wt_gone,$wt_id ;; esac; done"""
 UP = ("idle", "mixed", "allocated", "completing", "draining", "drained", "reserved")
+COMMANDS = ("sbatch", "squeue", "scancel", "sinfo")
 LATE = 0  # squeue tells of a job until MinJobAge has passed (slurm.conf: 300 s)
 
 
