@@ -104,3 +104,9 @@ what=.
     echo "setup: pip could not install the Python packages" >&2
     exit 1
 }
+
+# an editable installation leaves the man pages out; `man` looks beside every bin of the PATH
+for section in 1 5; do
+    mkdir -p "$venv/share/man/man$section"
+    ln -sf "$PWD"/contrib/man/pages/*."$section" "$venv/share/man/man$section/"
+done

@@ -3,7 +3,8 @@
 Knows: which hosts a tree may name, which directories must be apart, what our own rules publish, where passwords may lie.
 Must not know: TOML, types and defaults of keys (configmodels.py). No pydantic: what is checked are values with attributes.
 
-A check looks only at tables that hold by themselves, and counts the names of the others as known: one error, one line.
+Names are looked at in every table, the rest only in tables that hold by themselves; the names of the others count as known: one
+error, one line, and none that comes to light only when another has been mended.
 """
 
 import graphlib
@@ -77,7 +78,7 @@ def check(config_dir, tables, parsed, state_dir):
     of = {kind: {name: table for (k, name), table in first.items() if k == kind} for kind in ("host", "tree", "rule", "mail")}
     good = {kind: {name: parsed[table.label] for name, table in of[kind].items() if table.label in parsed} for kind in of}
     problems = [problem for table in of["host"].values() for problem in _host(table, parsed.get(table.label))]
-    problems += [problem for name, tree in good["tree"].items() for problem in _hosts_of_tree(of["tree"][name], tree, of["host"])]
+    problems += [problem for table in of["tree"].values() for problem in _hosts_of_tree(table, of["host"])]
     problems += _directories(of["tree"], good["tree"], good["host"], state_dir)
     problems += _rules(config_dir, of["rule"], good["rule"])
     for table in of["mail"].values():
@@ -120,19 +121,24 @@ def _over(value, cap):
     return value is not None and cap is not None and value > cap
 
 
-def _hosts_of_tree(table, tree, hosts):
-    named = [("web", WEB, tree.web)] + [("compute", COMPUTE, name) for name in tree.compute]
-    for key, role, name in named:
+def _texts(value):
+    """Return those of the items of a list, or of the keys of a table, that are texts; [] of anything else."""
+    return [item for item in value if isinstance(item, str)] if isinstance(value, (list, dict)) else []
+
+
+def _hosts_of_tree(table, hosts):
+    web, compute, paths = _texts([table.data.get("web")]), _texts(table.data.get("compute")), table.data.get("path")
+    for key, role, name in [("web", WEB, name) for name in web] + [("compute", COMPUTE, name) for name in dict.fromkeys(compute)]:
         if name not in hosts:
             yield table.problem(key, f"no host is called {show(name)}; {suggestion(name, hosts, f'add [host.{name}]')}")
         elif (other := hosts[name].data.get("role")) != role and other in (WEB, COMPUTE):
             yield table.problem(key, f'host {name} has role {show(other)}; name a host with role = "{role}"')
-    for name, path in tree.path.items():
-        if name not in tree.hosts():
-            hint = suggestion(name, tree.hosts(), "name it in web or compute, or take it out")
+    for name in _texts(paths):
+        if name not in [*web, *compute]:
+            hint = suggestion(name, [*web, *compute], "name it in web or compute, or take it out")
             yield table.problem(f"path.{name}", f"{show(name)} is no host of this tree; {hint}")
-        if path.split("/")[0] in NOT_DATA:
-            yield table.problem(f"path.{name}", f'{show(path)} is where our programs lie; name another, such as "user_data"')
+        if isinstance(paths[name], str) and posixpath.normpath(paths[name]).split("/")[0] in NOT_DATA:
+            yield table.problem(f"path.{name}", f'{show(paths[name])} is where our programs lie; name another, such as "user_data"')
 
 
 @dataclass(frozen=True)
@@ -185,7 +191,8 @@ def _directories_of(name, tree, hosts):
 
 
 def _rules(config_dir, tables, rules):
-    problems = [problem for name, rule in rules.items() if name for problem in _rule(tables[name], rule, tables)]
+    problems = [problem for name, rule in rules.items() if name for problem in _rule(tables[name], rule)]
+    problems += [problem for name, table in tables.items() if name for problem in _after(table, tables)]
     missing = [name for name in OURS if name not in tables]
     copy = "is missing; copy it from the 30-rules.toml that came with watchties"
     problems += [(config_dir, f"{config_dir}: [[rule]] {name}: {copy}") for name in missing]
@@ -209,7 +216,7 @@ def _circle(graph):
     return []
 
 
-def _rule(table, rule, tables):
+def _rule(table, rule):
     on, then = OURS.get(rule.name, (None, None))
     if on is not None and set(rule.on) != on:
         yield table.problem("on", f"must be {show(sorted(on))} for this rule of watchties' own; put it back")
@@ -220,11 +227,14 @@ def _rule(table, rule, tables):
     elif then is not None and set(rule.then) != then and not (rule.name == "fetch" and rule.then == ["mirror:DONE"]):
         must = f"must be {show(sorted(then))} for this rule of watchties' own; put it back"
         yield table.problem("then", must if then else "this rule publishes nothing; take it out")
-    for name in rule.after:
+
+
+def _after(table, tables):
+    for name in dict.fromkeys(_texts(table.data.get("after"))):
         if name == "notice":
             yield table.problem("after", "notice never ends for a job; take it out")
         elif name not in tables:
-            known = [other for other in tables if other and other != rule.name]
+            known = [other for other in tables if other and other != table.name]
             yield table.problem("after", f"no rule is called {show(name)}; {suggestion(name, known, 'there are ' + ', '.join(known))}")
 
 

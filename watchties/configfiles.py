@@ -67,6 +67,8 @@ def read(directory):
     for path in files:
         try:
             data = _parse(path)
+        except FileNotFoundError:  # a link that leads nowhere: check_permissions tells of it
+            continue
         except (OSError, ValueError) as error:
             problems.append((str(path), str(error) if isinstance(error, ValueError) else f"{path}: cannot be read ({error.strerror})"))
             continue

@@ -43,7 +43,10 @@ def load(directory, state):
 
 
 def problems(directory):
-    """Return what is wrong with a site's own forms, one line each."""
+    """Return what is wrong with a site's own forms, one line each, if only that there are none."""
+    own = Path(directory).expanduser()
+    if not any((own / name).exists() for names in FILES.values() for name in names):
+        return [f"{own}: holds none of {', '.join(name for names in FILES.values() for name in names)}, so that ours are used"]
     return [problem for state in FILES for problem in load(directory, state)[1]]
 
 

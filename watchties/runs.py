@@ -218,7 +218,7 @@ def find_hook(name, folders):
             if not os.access(path, os.X_OK):
                 raise UserError(f"hook {path} may not be executed; run: chmod +x '{path}'")
             return path
-    raise UserError(f"hook {name} is not in {' nor in '.join(folders)}")
+    raise UserError(f"hook {name} is not in {' nor in '.join(folders)}; put it there (chmod 755), or correct `hook` in its rule")
 
 
 def write_config(plain, state):

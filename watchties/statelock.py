@@ -27,7 +27,7 @@ class AtWork(UserError):
 
     def __init__(self, state, pid, what):
         self.pid, self.what = pid, what
-        who = "a watchties daemon" if what == DAEMON else "a one-pass transfer"
+        who = "a watchties daemon" if what == DAEMON else "a pass"
         super().__init__(f"{who} is at work already in {state} (pid {pid})")
 
 
@@ -58,7 +58,7 @@ def take_from_pass(state, say=lambda text: None):
                 raise
             if held.pid != asked:
                 asked = held.pid
-                say(f"a one-pass transfer is at work (pid {held.pid}); what it has begun is taken over")
+                say(f"a pass is at work (pid {held.pid}); what it has begun is taken over")
                 _ask_for_room(state, held.pid)
         time.sleep(GLANCE)
 

@@ -8,7 +8,7 @@ from watchties.agent import identities
 
 # Fields that one run hands to the next, or to the daemon: not for readers of markers.
 INTERNAL = {"spare", "asked", "seen", "note", "identity", "pending", "cancel", "host_down", "later", "not_carried", "full", "short_since",
-            "missing", "state", "attempt", "token", "host", "since", "cpu_server"}  # fmt: skip
+            "missing", "lost", "resubmitted", "state", "attempt", "token", "host", "since", "cpu_server"}  # fmt: skip
 
 
 def content(job):

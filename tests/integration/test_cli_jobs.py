@@ -158,6 +158,11 @@ def test_run_hook_refuses_what_makes_no_sense(carried):
     assert 'did you mean "push"' in call(carried, "run-hook", "pusch", ODD).output
     assert call(carried, "run-hook", "push", ODD, "--host", "nosuch").exit_code == 2
     assert call(carried, "run-hook", "push", "ann/nosuch").exit_code == 2
+    os.makedirs(os.path.join(carried.mirror, "eve/new"))
+    for rule, job, why in ("notice", ODD, "is for no job"), ("fetch", "eve/new", "touch PENDING"), ("mail", "eve/new", "touch PENDING"):
+        shown = call(carried, "run-hook", rule, job)
+        assert shown.exit_code == 2 and why in shown.output, (rule, shown.output)
+    os.removedirs(os.path.join(carried.mirror, "eve/new"))
 
 
 def test_cancel_of_a_job_that_has_ended_or_never_began_is_refused(carried):
@@ -259,6 +264,8 @@ def test_submit_by_hand_is_refused_before_the_daemon_has_chosen_a_host(carried):
             file.write(recordfile.dumps(rec))
         shown = call(carried, "run-hook", "submit", "ann/Exp_1")
         assert shown.exit_code == 2 and "has not been given to a host yet" in shown.output
+        shown = call(carried, "run-hook", "mail", "ann/Exp_1")
+        assert shown.exit_code == 2 and "is PENDING: mail is for jobs that have ended" in shown.output
         assert any(n["action"] == "daemon" for n in facts(carried, "explain", "ann/Exp_1")["next"])
     finally:
         with open(path, "wb") as file:

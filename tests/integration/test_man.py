@@ -37,6 +37,14 @@ def test_both_formatters_take_it_without_a_warning(path):
     assert [line for line in lint.stdout.splitlines() if 'missing date, using ""' not in line] == []  # a release has one, not a page
 
 
+def test_no_key_s_description_breaks_off():
+    """A comment in conf.d that leads over to the line below says nothing where it stands alone."""
+    for kind, model in MODELS.items():
+        text = (ROOT / "conf.d" / f"{build.settings.FRAGMENTS[kind]}.toml").read_text()
+        for key, said in build.settings.described(kind, text).items():
+            assert said and not said.endswith((":", "...", ",")), (kind, key, said)
+
+
 def inner(context):
     """Yield (words, command) for each command below a group, those of groups in it among them."""
     if isinstance(context.command, click.Group):

@@ -122,8 +122,8 @@ def test_a_host_that_is_down_ends_no_pass_in_failure_and_holds_up_nobody(site):
 def test_a_second_one_and_a_daemon_that_takes_over(held):
     site, first = held
     second = site.watchties("transfer")
-    assert f"a one-pass transfer is at work already in {site.state} (pid {first.pid})" in second.stdout and not second.stderr
-    assert f"a one-pass transfer is at work, pid {first.pid}" in site.watchties("status").stdout
+    assert f"a pass is at work already in {site.state} (pid {first.pid})" in second.stdout and not second.stderr
+    assert f"a pass is at work, pid {first.pid}" in site.watchties("status").stdout
     shown = json.loads(site.watchties("status", "--json").stdout)
     assert (shown["daemon"], shown["transfer"]) == (None, str(first.pid))
     site.start().wait_ready()
@@ -144,7 +144,7 @@ def test_a_pass_that_is_killed_leaves_its_hook_to_the_next(held):
     assert site.watchties("status").stdout.startswith("no daemon is at work"), "the lock has gone with it"
     following = subprocess.Popen([PROGRAM, "transfer"], env=site.environment(), stdout=subprocess.PIPE, text=True)
     try:
-        wait_for(lambda: "one-pass" in site.watchties("status").stdout)
+        wait_for(lambda: "a pass is at work" in site.watchties("status").stdout)
         let_go(site)
         out, _ = following.communicate(timeout=60)
     finally:

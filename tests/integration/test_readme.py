@@ -218,8 +218,8 @@ def test_environment_of_a_hook_is_the_one_that_is_told(tmp_path):
     told = {word if word.startswith("WATCHTIES") else f"WATCHTIES{word}" for words in rows for word in words}
     job = {"tree": "main", "job": "a/b", "dir": "/x", "marker": "DONE", "attempt": 1}
     runner = Runner(RunDirs(str(tmp_path)), "/config", {})
-    run = Run("archive", "", "run", "0", "/hook", str(tmp_path), [job])
-    assert told == {name for name in runner.environment(run) if name.startswith("WATCHTIES_")}
+    runs = Run("archive", "", "run", "0", "/hook", str(tmp_path), [job]), Run("notice", "", "run", "0", "/hook", str(tmp_path), [], notice="x")
+    assert told == {name for run in runs for name in runner.environment(run) if name.startswith("WATCHTIES_")}
 
 
 def test_keys_of_a_job_line_are_told_to_hooks(site):

@@ -371,7 +371,7 @@ def test_all_mistakes_at_once_in_the_order_of_the_files(conf):
     files[HOST] += "pol = 1\npoll = 30\nmax_running = 0\n"
     files[TREE] = files[TREE].replace('"vision"', '"b01"') + 'root2 = "x"\n'
     files[MAIL] += "port = 1\n"
-    files["60-own.toml"] = "[[rule]]\n" + PLOTS + 'after = ["nothing"]\n'
+    files["60-own.toml"] = "[[rule]]\n" + PLOTS + 'after = ["nothing"]\ntimeout = "soon"\n'
     files["70-broken.toml"] = "x ="
     found = problems(conf, files)
     assert [line.split(": ")[:2] for line in found] == [
@@ -379,7 +379,9 @@ def test_all_mistakes_at_once_in_the_order_of_the_files(conf):
         [f"DIR/{HOST}", "[host.b01] max_running"],
         [f"DIR/{HOST}", "[host.b01] pol"],
         [f"DIR/{TREE}", "[tree.main] root2"],
+        [f"DIR/{TREE}", "[tree.main] web"],
         [f"DIR/{MAIL}", "[mail] port"],
+        ["DIR/60-own.toml", "[[rule]] plots timeout"],
         ["DIR/60-own.toml", "[[rule]] plots after"],
         ["DIR/70-broken.toml:1", "not TOML"],
     ]

@@ -222,6 +222,14 @@ def test_a_bad_template_is_named_and_no_mail_is_lost_for_it(tmp_path, name, cont
     assert "Your experiment Exp 1 is done." in read(job(), templates=str(tmp_path))[1]
 
 
+def test_a_directory_without_any_template_is_told(tmp_path):
+    for where in tmp_path, tmp_path / "mistyped":
+        (problem,) = letterforms.problems(str(where))
+        assert str(where) in problem and "done.txt" in problem
+    (tmp_path / "done.txt").write_text("Subject: done\n\n$experiment\n")
+    assert letterforms.problems(str(tmp_path)) == []
+
+
 def test_the_placeholders_of_templates_are_the_facts_of_letters():
     assert set(letters.facts_of(config(), job())) == letterforms.PLACEHOLDERS
 

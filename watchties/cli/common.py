@@ -80,7 +80,7 @@ class Places:
         return pid if what == "daemon" else ""
 
     def transfer(self):
-        """Return the pid of the one-pass transfer at work here, as text; "" if none is."""
+        """Return the pid of the pass at work here, as text; "" if none is."""
         pid, what = self.at_work()
         return pid if what == "transfer" else ""
 

@@ -16,7 +16,7 @@ import click
 from watchties.cli.common import with_places
 from watchties.cli.names import JOB, Names
 from watchties.errors import UserError
-from watchties.model import PENDING
+from watchties.model import FINAL, PENDING
 
 FOLDER = "by-hand"
 TOLD_NOTHING = "(nothing: its exit code counts)"
@@ -64,10 +64,17 @@ def refuse_harm(rule, seen, at_work):
     """Raise UserError where a run by hand would break what the daemon relies on."""
     from watchties.fire import touches
 
+    record = seen.record
+    if rule.name == "notice":
+        raise UserError("notice is for no job: the daemon starts it by itself")
+    if not record.attempt and rule.name != "pull":
+        raise UserError(f"nothing was ever asked for of {seen.id}: touch PENDING in its directory first")
+    if rule.name in ("push", "mail") and record.phase not in FINAL:
+        raise UserError(f"{seen.id} is {record.phase}: {rule.name} is for jobs that have ended")
     if touches(rule) & seen.busy:
         runs = ", ".join(run.run for run in at_work)
         raise UserError(f"a run is at work for {seen.id} ({runs}); one at a time: try again when it has ended")
-    if rule.name == "submit" and seen.record.phase == PENDING and not seen.record.contacted:
+    if rule.name == "submit" and record.phase == PENDING and not record.contacted:
         raise UserError(f"{seen.id} has not been given to a host yet; that must be recorded first: let the daemon begin it")
 
 

@@ -55,7 +55,8 @@ def explain(places, job, as_json):
     rows = [(INDENT * 2 + one["action"], one["what"], one["reason"]) for one in nexts]
     if facts["waiting_on"] and facts["waiting_on"] not in "; ".join(one["reason"] for one in nexts):
         rows.append((INDENT * 2 + "wait", "as the daemon said", facts["waiting_on"]))  # what depends on other jobs: max_running
-    for line in fitted(rows) if rows else [INDENT * 2 + "nothing: everything that was asked for has ended"]:
+    nothing = "nothing: everything that was asked for has ended" if facts["record"] else "nothing"
+    for line in fitted(rows) if rows else [INDENT * 2 + nothing]:
         click.echo(line)
     click.echo(f"\n{INDENT}not seen from here")
     for line in unseen:

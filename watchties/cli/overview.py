@@ -60,7 +60,7 @@ class Overview(NamedTuple):
 def told_of_work(pid, what):
     """Return a line on whether a daemon, or a pass, is at work."""
     if what == "transfer":
-        return f"a one-pass transfer is at work, pid {pid}"
+        return f"a pass is at work, pid {pid}"
     return f"a daemon is at work, pid {pid}" if pid else "no daemon is at work; start it: watchties run"
 
 
