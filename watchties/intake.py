@@ -46,7 +46,6 @@ class Intake:
             if outcome.fields.get("host_down"):
                 self.tell.host_failed(ended.run.host, outcome.reason)
             job.seen_by_run(**outcomes.web_hints(rule.name, outcome.fields))
-            if rule.name == "poll" and told["token"] == rec.token:
-                job.polled = self.clock()
-                job.compute = outcome.fields.get("seen") or job.compute
+            if told["token"] == rec.token and outcomes.says_how_it_stands(rule, outcome.fields):
+                job.seen_at_host(outcome.fields.get("seen"), self.clock())
         return taken.record

@@ -53,6 +53,10 @@ class Job:
         """Take note of what a run has seen on the web host, but for what was announced since it began."""
         self.web = replace(self.web, **{key: value for key, value in what.items() if key not in self.heard})
 
+    def seen_at_host(self, what, now):
+        """Take note of how a run has seen the attempt: "lost" or "" overtakes an earlier "lost", but no end that was announced meanwhile."""
+        self.polled, self.compute = now, what or ("" if self.compute == "lost" else self.compute)
+
     def seen(self):
         """Return the job as it stands now, for decide()."""
         standing = markers.look(self.dir)

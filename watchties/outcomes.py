@@ -37,9 +37,8 @@ def take_in(rec, rule, told, outcome, now, new_token, reconcile, resubmit=0):
     if not still_matters(rec, rule, told):
         return Taken(rec)
     if outcome.outcome == "done":
-        if rule.name in ("poll", "fetch") and is_tried_again(rec, outcome.fields, resubmit):
-            why = outcome.fields.get("note") or outcome.fields.get("reason") or "it is gone and left no exit file"
-            return Taken(record.doubt(rec, why))
+        if says_how_it_stands(rule, outcome.fields) and is_tried_again(rec, outcome.fields, resubmit):
+            return Taken(record.doubt(rec, outcome.fields.get("note") or "it is gone and left no exit file"))
         return Taken(done(rec, rule, told, outcome.fields, now, new_token))
     if rule.name == "submit" and told.get("first") and outcome.fields.get("untouched"):
         return Taken(record.release(rec))
@@ -48,6 +47,11 @@ def take_in(rec, rule, told, outcome, now, new_token, reconcile, resubmit=0):
     if outcome.outcome == "retry" and outcome.fields.get("later"):  # the lane's
         return Taken(record.try_not_counted(rec, rule.name, now, outcome.reason, outcome.fields))
     return failed(rec, rule, told, outcome, now, new_token, reconcile)
+
+
+def says_how_it_stands(rule, fields):
+    """Return whether a run says how a job stands at its host, and no more: a poll, or a fetch that has found no end to fetch."""
+    return rule.name == "poll" or rule.name == "fetch" and "seen" in fields
 
 
 def is_tried_again(rec, fields, resubmit):
@@ -71,6 +75,8 @@ def still_matters(rec, rule, told):
 
 def done(rec, rule, told, fields, now, new_token):
     """Return the record after a rule has done its work."""
+    if says_how_it_stands(rule, fields):
+        return replace(rec, tries={name: entry for name, entry in rec.tries.items() if name != rule.name})
     if rule.name == "pull":
         ns = fields.get("identity")
         request = Request(WEB, PENDING, number(ns)) if number(ns) else None
@@ -82,8 +88,6 @@ def done(rec, rule, told, fields, now, new_token):
     if rule.name == "cancel":
         request = Request.parse(told["request"]) if told.get("request") else None
         return record.outcome_of_cancel(rec, told["token"], request, fields.get("how", ""), new_token)
-    if rule.name == "poll":
-        return replace(rec, tries={name: entry for name, entry in rec.tries.items() if name != "poll"})
     own = fields if rule.name in OURS else {k: v for k, v in fields.items() if k not in record.NOT_A_SITES}
     return record.end_rule(rec, rule.name, "done", own)
 
@@ -109,7 +113,7 @@ def failed(rec, rule, told, outcome, now, new_token, reconcile):
 
 
 def give_up_before_done(rec, rule, told, outcome, now, new_token):
-    """Return Taken with the job FAILED; what it had is kept. What may have been submitted must still be proven ended."""
+    """Return Taken with the job FAILED; what it had is kept. What a host may hold must still be proven ended, but for what was refused."""
     cause = outcome.fields.get("cause") or "infrastructure"
     if rule.name == "pull":
         request = Request(WEB, PENDING, number(told["identity"])) if number(told.get("identity")) else None
@@ -117,7 +121,7 @@ def give_up_before_done(rec, rule, told, outcome, now, new_token):
             rec = record.accept(rec, request, new_token)
         elif rec.phase != PENDING:
             return pull_again_tomorrow(rec, outcome, now)
-    elif rule.name == "submit" and cause == "infrastructure":
+    if rec.contacted and (rule.name != "submit" or cause == "infrastructure"):
         rec = replace(rec, old=record.Attempt(rec.attempt, rec.token, rec.host))
     notice = f"{rule.name} gave up, {FAILED}: {outcome.reason}" if cause == "infrastructure" else ""
     return Taken(record.fail(rec, cause, outcome.reason), notice)

@@ -177,7 +177,7 @@ def outcome_of_fetch(record, told):
     """Return the record after a fetch that ended: DONE or FAILED, as the hook has judged. What may run on must still be proven ended."""
     if record.phase != SUBMITTED:
         return record
-    keep = {k: v for k, v in told.items() if k not in ("state", "unproven", "seen")}
+    keep = {k: v for k, v in told.items() if k not in ("state", "unproven")}
     state = DONE if told.get("state") == DONE else FAILED
     if told.get("unproven"):
         record = replace(record, old=Attempt(record.attempt, record.token, record.host))

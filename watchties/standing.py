@@ -8,6 +8,7 @@ Must not know: any scheduler's words, or how long to wait before a job that is g
     begun, alive       it runs, or its session is proven empty on its own host: gone
     begun elsewhere    the scheduler is asked; gone only if a query that succeeded does not know it
     submitted          the same; given up only when a tombstone keeps it from beginning later
+    intent, claimed    the same, if the scheduler has given it a number: the agent could not note down its reply
     cancelled          it never began and never will; the tombstone says whether it was lost
     none, removed      somebody has removed the attempt's directory: the same, after a look for its processes
     anything else      nothing is known, nothing changes: an empty answer is never "finished"
@@ -145,9 +146,9 @@ def judged(answer, number, entries, why):
     removed = answer.word == "none" and bool(values.get("removed"))
     if removed and values.get("alive") == "yes":
         return Standing("", "running, though its directory there was removed")
-    if answer.word not in ("begun", "submitted") and not removed:
+    waits = removed or answer.word == "submitted" or bool(answer.word in ("intent", "claimed") and number)
+    if answer.word != "begun" and not waits:
         return Standing("", answer.detail())
-    waits = answer.word == "submitted" or removed
     if entries is None or not number:
         return Standing("", f"{answer.word}; {why or 'its number is not known'}")
     entry = entries.get(number)

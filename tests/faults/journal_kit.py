@@ -35,5 +35,5 @@ SPOILS = {"deleted": deleted, "truncated": truncated, "replaced by garbage": rep
 
 
 def spoiled(how, seed):
-    """Return a function (site) that spoils its journal."""
-    return lambda site: SPOILS[how]([str(site.state / name) for name in NAMES], random.Random(seed))
+    """Return a function (site) that spoils its journal, if there is a place for one yet."""
+    return lambda site: site.state.is_dir() and SPOILS[how]([str(site.state / name) for name in NAMES], random.Random(seed))

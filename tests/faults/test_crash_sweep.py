@@ -40,7 +40,7 @@ def told(points, sweep):
 
 def hold(sweep, count, long):
     """Assert that nothing went wrong and, in the long form, that every point has had its kill."""
-    assert not sweep.wrong, "\n".join(sweep.wrong)
+    assert not sweep.wrong, "\n".join([*sweep.wrong, *(f"not reached: {turn.name}" for turn in sweep.missed)])
     if long:
         assert (len(set(sweep.killed)), [turn.name for turn in sweep.missed]) == (count, [])
 

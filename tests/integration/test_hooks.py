@@ -481,8 +481,13 @@ def test_fetch_waits_for_an_exit_file_and_takes_a_lost_job_as_failed(site):
     wait_for((site.compute / NAME / "part").exists)
     assert fetch(site, fields=fields).outcome(NAME) == "retry"
     early = fetch(site, marker="lost", fields=fields)  # whoever has given it up was wrong
-    assert early.outcome(NAME) == "retry" and "is there after all" in early.reason(NAME)
+    assert early.outcome(NAME) == "done" and early.fields(NAME)["seen"] == "" and "is there after all" in early.fields(NAME)["note"]
     os.killpg(int(fields["id"]), signal.SIGKILL)
+    ahead = fetch(site, fields=fields | {"removed_since": time.time() + 86400})  # the clock was set back
+    assert ahead.outcome(NAME) == "retry" and ahead.fields(NAME)["removed_since"] <= time.time()
+    gone = fetch(site, fields=fields | {"removed_since": time.time() - 1000})
+    assert gone.outcome(NAME) == "done" and gone.fields(NAME)["seen"] == "lost" and "state" not in gone.fields(NAME)
+    assert not (site.mirror / NAME / "part").exists(), "it may be tried again, with the inputs as they were"
     lost = fetch(site, marker="lost", fields=fields).fields(NAME)
     assert (lost["state"], lost["cause"]) == ("FAILED", "lost") and (site.mirror / NAME / "part").read_text() == "part\n"
 

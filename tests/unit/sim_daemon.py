@@ -153,8 +153,8 @@ class Daemon:
         taken = outcomes.take_in(job.record, rule, told, outcome, self.now, self.new_token(), 300.0, self.resubmits)
         if outcome:
             job.seen_by_run(**outcomes.web_hints(rule.name, outcome.fields))
-            if rule.name == "poll" and told["token"] == taken.record.token:
-                job.polled, job.compute = self.now, outcome.fields.get("seen") or job.compute
+            if told["token"] == taken.record.token and outcomes.says_how_it_stands(rule, outcome.fields):
+                job.seen_at_host(outcome.fields.get("seen"), self.now)
         plan = steps.save(job, taken.record) if taken.record != job.record else _nothing(job.record)
         self.write(plan, lambda new: self.release(active, new))
 

@@ -177,12 +177,22 @@ def test_so_often_and_no_more():
     assert poll_lost(second, 1) == second and "lost" in poll_lost(second, 2).fields
 
 
-def test_what_vanishes_after_its_end_was_seen_is_tried_again_too():
-    outcome = Outcome("done", "", {"state": FAILED, "cause": "lost", "seen": "lost", "reason": "removed"})
+def test_what_vanishes_after_its_end_was_seen_is_tried_again_too_and_else_fetched_as_lost():
+    outcome = Outcome("done", "", {"seen": "lost", "note": "removed"})
     doubtful = outcomes.take_in(RUNNING, Rule("fetch"), TOLD, outcome, NOW, "t2", 300.0, 1).record
     assert (doubtful.phase, doubtful.fields["lost"]) == (SUBMITTED, "removed")
-    failed = outcomes.take_in(RUNNING, Rule("fetch"), TOLD, outcome, NOW, "t2", 300.0, 0).record
-    assert (failed.phase, failed.fields["cause"], "seen" in failed.fields) == (FAILED, "lost", False)
+    put_off = record.put_off(RUNNING, "fetch", NOW, 10.0, "not there yet")
+    assert outcomes.take_in(put_off, Rule("fetch"), TOLD, outcome, NOW, "t2", 300.0, 0).record == RUNNING
+
+
+@pytest.mark.parametrize("rule", ["pull", "submit", "fetch"])
+def test_what_a_host_may_hold_is_proven_ended_when_a_rule_gives_up(rule):
+    rec, _ = take(replace(RUNNING, phase=PENDING if rule != "fetch" else SUBMITTED, pulling="pull-1"), rule, Outcome("failed", "broken"), identity="")
+    assert (rec.phase, rec.old) == (FAILED, Attempt(1, "t1", "b01"))
+    rec, _ = take(replace(WAITING, pulling="pull-1"), "pull", Outcome("failed", "broken"), identity="")
+    assert (rec.phase, rec.old) == (FAILED, None), "no host has seen it"
+    rec, _ = take(AT_HOST, "submit", Outcome("failed", "no such queue", {"cause": "rejected"}))
+    assert (rec.phase, rec.old) == (FAILED, None), "its scheduler has refused it"
 
 
 @pytest.mark.parametrize("cause", ["memory", "time", "node", "cancelled"])

@@ -183,12 +183,15 @@ def test_gone_is_proven_by_processes_or_said_by_a_query_that_succeeded():
     assert judged("begun", "alive=unknown", states={}).gone and not judged("begun", "alive=unknown", states={}).proven
     assert judged("submitted", states={}).gone and not judged("submitted", states={"7": Told("PEND")}).gone
     assert judged("submitted", states={"7": Told("PEND")}).note == "PEND"
+    for word in "intent", "claimed":  # its reply could not be noted down, but its number is known
+        assert judged(word, states={}).gone and judged(word, states={}).waits and not judged(word, states={"7": Told("RUN")}).gone
+        assert not judged(word, number="", states={}).gone and not judged(word, states=None).gone
 
 
 @pytest.mark.parametrize("word", ["begun", "submitted", "none", "intent", "claimed", "error"])
 def test_without_an_answer_nothing_changes(word):
     assert not judged(word, states=None).gone and not judged(word, states={}, number="").gone
-    if word not in ("begun", "submitted"):
+    if word in ("none", "error"):
         assert not judged(word, states={}).gone
 
 
