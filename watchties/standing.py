@@ -14,15 +14,15 @@ Must not know: any scheduler's words, or how long to wait before a job that is g
     anything else      nothing is known, nothing changes: an empty answer is never "finished"
 """
 
-import contextlib
 import time
 from datetime import datetime
 from typing import NamedTuple
 
 from watchties.model import DONE, FAILED
-from watchties.schedulers import QueryFailed, unique_name
+from watchties.schedulers import QueryFailed, tells_of_nodes, unique_name
 
 AGAIN = 10.0  # seconds between two looks at a node that has come back
+
 
 class Standing(NamedTuple):
     """state: DONE, FAILED or "". note: for people. gone: nothing of it is seen. proven: nothing of it can be there.
@@ -87,46 +87,61 @@ def why_ended(scheduler, job, answer, entries):
 
 
 def killed_elsewhere(agent, scheduler, jobs):
-    """Return ([those of the jobs that the scheduler says to have ended, on a host that the agent cannot see], {job: its failed node}).
+    """Return ([those of the jobs that have ended for the scheduler, on a host that the agent cannot see], {job: its node, if in doubt}).
 
-    It may have killed the wrapper outright, so that no exit file will ever tell. A node that failed is no proof, as the job may run
-    on there; when the scheduler has it back, it has ended what it found there.
+    It may have killed the wrapper outright, so that no exit file will ever tell. What it says of a job is no proof while its node
+    cannot be heard, where the job may run on; a node that is at work has ended all that its scheduler does not know of.
     """
     if not jobs:
         return [], {}
-    ids = _ids(agent, scheduler, jobs)
+    ids, searched = _ids(agent, scheduler, jobs)
     answers, query = agent.status(jobs, scheduler.query_command(list(ids.values())) if ids else "")
     entries, _ = heard(scheduler, query, list(ids.values()))
-    hidden = [job for job in jobs if answers[job].word == "begun" and answers[job].values.get("alive") == "unknown"]
-    found = {job: (own(job, entries) or {}).get(ids.get(job, "")) for job in hidden}
-    ended = [job for job in hidden if found[job] and found[job].ended]
-    failed = {job: answers[job].values.get("host", "").split(".")[0] for job in ended if found[job].cause == "node"}
-    back = _nodes_back(agent, scheduler, sorted(set(failed.values())))
-    failed = {job: node for job, node in failed.items() if node not in back}
-    return [job for job in ended if job not in failed], failed
+    causes, nodes = {}, {}
+    for job in jobs:
+        if may_run_on(answers[job]):
+            nodes[job] = answers[job].values.get("host", "").split(".")[0]
+            entry, asked = (own(job, entries) or {}).get(ids.get(job, "")), entries is not None if job in ids else searched
+            if entry and entry.ended or asked and not entry and tells_of_nodes(scheduler):
+                causes[job] = entry.cause if entry else ""
+    at_work = _nodes(agent, scheduler, sorted({nodes[job] for job in causes}))
+    doubted = {job: nodes[job] for job, cause in causes.items() if not at_work.get(nodes[job], cause != "node")}
+    return [job for job in causes if job not in doubted], doubted
+
+
+def may_run_on(answer):
+    """Return whether an attempt has begun on a host that the agent cannot see, and has not told its end."""
+    return answer.word == "begun" and answer.values.get("alive") == "unknown"
 
 
 def _ids(agent, scheduler, jobs):
-    """Return job -> its number in the scheduler; of an attempt that was overtaken only the name is known."""
+    """Return (job -> its number in the scheduler, whether names could be looked for): of what was overtaken only the name is known."""
     ids = {job: str(job.fields["id"]) for job in jobs if job.fields.get("id")}
     names = {unique_name(job.token): job for job in jobs if job not in ids}
     if text := names and scheduler.find_command(list(names)):
-        with contextlib.suppress(QueryFailed):
+        try:
             ids |= {names[name]: id for name, id in scheduler.parse_find(*agent.query(text), list(names)).items()}
-    return ids
+        except QueryFailed:
+            return ids, False
+    return ids, True
 
 
-def _nodes_back(agent, scheduler, nodes):
-    """Return those of the nodes that the scheduler says to be at work, twice: it may just have heard of one, and be at ending things."""
-    if not nodes or not hasattr(scheduler, "nodes_command"):
-        return set()
+def _nodes(agent, scheduler, nodes):
+    """Return {node: whether the scheduler says that it is at work, twice: it may just have heard of it, and be at ending things}.
+
+    A node that it does not know is not in it; where it could not be asked none is at work.
+    """
+    if not nodes or not tells_of_nodes(scheduler):
+        return {}
     try:
-        if back := scheduler.parse_nodes(*agent.query(scheduler.nodes_command(nodes))):
-            time.sleep(AGAIN)
-            back &= scheduler.parse_nodes(*agent.query(scheduler.nodes_command(nodes)))
-        return back
+        first = scheduler.parse_nodes(*agent.query(scheduler.nodes_command(nodes)))
+        if not any(first.values()):
+            return first
+        time.sleep(AGAIN)
+        second = scheduler.parse_nodes(*agent.query(scheduler.nodes_command(nodes)))
+        return {node: at_work and second.get(node, False) for node, at_work in first.items()}
     except QueryFailed:
-        return set()
+        return dict.fromkeys(nodes, False)
 
 
 def judged(answer, number, entries, why):

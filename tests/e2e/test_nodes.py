@@ -40,18 +40,20 @@ def states(lab, job_name):
     return lab.on("elgato", ["squeue", "-h", "--states=all", f"--name={job_name}", "-o", "%T"], user="runcompties").stdout.split()
 
 
-@pytest.mark.parametrize("then", ["the job ends by itself", "the node comes back"])
-def test_a_job_whose_node_is_down_runs_no_second_time_before_it_has_ended(lab, then):
-    """Slurm would put it back into its queue by itself; and on the node that it cannot hear the job runs on."""
+@pytest.mark.parametrize("cause, state, then", [("node", "NODE_FAIL", "the job ends by itself"), ("cancelled", "CANCELLED", "the node comes back")])
+def test_a_job_whose_node_is_down_runs_no_second_time_before_it_has_ended(lab, cause, state, then):
+    """Slurm would put it back into its queue by itself, or says that it is cancelled; and on the node that it cannot hear the job runs on."""
     job = f"ann/{then}"
     with LabSite(lab, compute=("elgato",), daemon='grace = "2s"', tree="resubmit_lost = 2", change=on_node2, edit=quick("cancel")) as site:
         site.drop(job, COMMAND)
         site.wait(lambda: site.runs(job) == 1, 60, "it runs")
         first = site.wait_state(job, "SUBMITTED", 60)["token"]
         lab.on("node2", ["sh", "-c", "kill -KILL $(cat /var/tmp/slurm/slurmd.pid)"])
+        if cause == "cancelled":
+            lab.on("elgato", ["scancel", f"--name=wt.{first}"], user="runcompties")
         told = site.wait_state(job, "FAILED", 120)
-        assert (told["cause"], told["attempt"]) == ("node", "1") and "NODE_FAIL" in told["reason"], told
-        assert states(lab, f"wt.{first}") == ["NODE_FAIL"]  # not PENDING: Slurm does not begin it anew
+        assert (told["cause"], told["attempt"]) == (cause, "1") and state in told["reason"], told
+        assert states(lab, f"wt.{first}") == [state]  # not PENDING: Slurm does not begin it anew
         site.touch(job)  # the user wants it again
         waits_for(site, job, "attempt 1 on elgato must first be proven ended", "node2 has failed", f"{job}/.watchties/1.{first}/begun", seconds=60)
         tries = site.record(job).tries["cancel"]["count"]

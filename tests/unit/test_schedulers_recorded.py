@@ -175,35 +175,56 @@ class FarAgent:
         return dict.fromkeys(jobs, self.answer), Answer("query", [], code, out.split("\n"), err.split("\n"))
 
 
-def test_a_killed_wrapper_on_another_host_is_proven_ended_by_the_scheduler_alone():
-    gone, asked = Answer("begun", ["host=node2 alive=unknown"]), [job()]
+def nodes(*answers):
+    return [(0, f"{line}\n", "") if line is not None else (1, "", "slurm_load_node: Unable to contact") for line in answers]
+
+
+def test_a_killed_wrapper_on_another_host_is_proven_ended_by_the_scheduler_and_its_node(monkeypatch):
+    monkeypatch.setattr(standing, "AGAIN", 0)
+    gone, asked = Answer("begun", ["host=node2 alive=unknown"]), job()
     for said, proven in ("query-cancelled", True), ("query", False), ("query-no-controller", False):
-        found, _ = standing.killed_elsewhere(FarAgent(gone, recorded("slurm", said)), slurm, asked)
+        found, _ = standing.killed_elsewhere(FarAgent(gone, recorded("slurm", said), nodes("node2|mixed-", "node2|idle~")), slurm, [asked])
         assert bool(found) is proven, said
+    for answers in ("node2|down*",), ("node2|mixed*",), (None,), ("node2|idle", "node2|down*"):
+        far = FarAgent(gone, recorded("slurm", "query-cancelled"), nodes(*answers))
+        assert standing.killed_elsewhere(far, slurm, [asked]) == ([], {asked: "node2"}), answers
+    far = FarAgent(gone, recorded("slurm", "query-cancelled"), nodes("node7|idle", "node7|idle"))
+    assert standing.killed_elsewhere(far, slurm, [asked]) == ([asked], {}), "no node of Slurm's has the host's name"
     seen_from_here = Answer("begun", ["host=elgato alive=yes"])
-    assert standing.killed_elsewhere(FarAgent(seen_from_here, recorded("slurm", "query-cancelled")), slurm, asked) == ([], {})
+    assert standing.killed_elsewhere(FarAgent(seen_from_here, recorded("slurm", "query-cancelled")), slurm, [asked]) == ([], {})
 
 
 def test_an_overtaken_attempt_of_which_only_the_name_is_known_is_proven_ended_too():
     one, mark = job(id=""), "\nwt-part {} 0 end\n"
     found = f"2|CANCELLED|wt.long|None\n{mark.format('squeue')}{mark.format('sacct')}"
     gone = Answer("begun", ["host=node2 alive=unknown"])
-    far = FarAgent(gone, recorded("slurm", "query-cancelled"), [(0, found, mark.format("squeue") + mark.format("sacct"))])
+    idle, marks = nodes("node2|idle", "node2|idle"), mark.format("squeue") + mark.format("sacct")
+    far = FarAgent(gone, recorded("slurm", "query-cancelled"), [(0, found, marks), *idle])
     assert standing.killed_elsewhere(far, slurm, [one]) == ([one], {})
+
+
+def test_what_slurm_has_forgotten_has_ended_if_its_node_is_at_work(monkeypatch):
+    monkeypatch.setattr(standing, "AGAIN", 0)
+    marks, gone = "\nwt-part squeue 0 end\n\nwt-part sacct 0 end\n", Answer("begun", ["host=node2 alive=unknown"])
+    for known, found in (job(), []), (job(id=""), [(0, marks, marks)]):
+        for answers, ended in (("node2|idle", "node2|idle"), True), (("node2|down*",), False):
+            far = FarAgent(gone, (0, marks, marks), [*found, *nodes(*answers)])
+            assert standing.killed_elsewhere(far, slurm, [known]) == (([known], {}) if ended else ([], {known: "node2"}))
+    unheard = FarAgent(gone, (0, marks, marks), [(1, "", "Unable to contact")])
+    assert standing.killed_elsewhere(unheard, slurm, [job(id="")]) == ([], {}), "it could not be asked"
 
 
 @pytest.mark.parametrize(
     ("answers", "proven"),
     [(["node2|idle", "node2|mixed"], True), (["node2|idle", "node2|down*"], False), (["node2|down*"], False), (["node2|idle*"], False),
-     (["node2|unknown"], False), ([""], False), ([None], False)],
+     (["node2|unknown"], False), ([""], False), ([None], False), (["node2|idle", "node7|idle"], False)],
 )  # fmt: skip
 def test_what_began_on_a_node_that_failed_has_ended_when_the_scheduler_has_the_node_back(monkeypatch, answers, proven):
     monkeypatch.setattr(standing, "AGAIN", 0)
     asked = job()
     marks = "\nwt-part squeue 0 end\n\nwt-part sacct 0 end\n"
     said = f"{asked.fields['id']}|NODE_FAIL|wt.{asked.token}|NodeDown{marks}"
-    more = [(0, f"{line}\n", "") if line is not None else (1, "", "slurm_load_node: Unable to contact") for line in answers]
-    far = FarAgent(Answer("begun", ["host=node2.cluster alive=unknown"]), (0, said, marks), more)
+    far = FarAgent(Answer("begun", ["host=node2.cluster alive=unknown"]), (0, said, marks), nodes(*answers))
     assert standing.killed_elsewhere(far, slurm, [asked]) == (([asked], {}) if proven else ([], {asked: "node2"})) and not far.more
 
 

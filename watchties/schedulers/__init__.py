@@ -14,8 +14,9 @@ A scheduler module has, command and parser side by side, all pure, text in and t
     cancel_command(id, name)                 -> shell text that ends a job, found by its name; "" if the agent alone can do it
     parse_said(text)                         -> Entry or None: what the scheduler wrote where the wrapper's own output goes ($WT_SAID)
 
-    nodes_command(nodes)                     -> shell text that asks how nodes are; only where an Entry's cause may be `node`
-    parse_nodes(code, out, err)              -> {node}: those that work, and on which nothing runs that is not the scheduler's; raises QueryFailed
+    nodes_command(nodes)                     -> shell text that asks how nodes are; may be left out, see tells_of_nodes
+    parse_nodes(code, out, err)              -> {node: whether it is at work, so that nothing runs there that is not the scheduler's} of
+                                                those that it knows; raises QueryFailed
 
     COMMANDS                                 the programs without which it cannot work, found on the PATH or made known by the host's `setup`
     LATE                                     seconds by which its account of an ended job may be late, after its queue has forgotten it
@@ -100,6 +101,11 @@ def get(name):
     if name not in names():
         raise UserError(f"{name} is no scheduler; there are {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def tells_of_nodes(scheduler):
+    """Return whether a scheduler can be asked for its nodes: else what it says of a job must do, unless it says that its node failed."""
+    return hasattr(scheduler, "nodes_command")
 
 
 def unique_name(token):

@@ -45,6 +45,7 @@ RUNNING = {  # bjobs(1): states in which a job is there, and may run yet
 ENDED = ("DONE", "EXIT")
 TERM = re.compile(r"\b(TERM_[A-Z_]+): ([^.;\n]*)")
 CAUSES = {  # Administering LSF: job termination reasons
+    "TERM_REMOVE_HUNG_JOB": "node",  # its host is not heard any more (lsb.params: REMOVE_HUNG_JOBS_FOR)
     "TERM_MEMLIMIT": "memory", "TERM_SWAP": "memory",
     "TERM_RUNLIMIT": "time", "TERM_CPULIMIT": "time", "TERM_DEADLINE": "time", "TERM_WINDOW": "time",
     "TERM_OWNER": "cancelled", "TERM_FORCE_OWNER": "cancelled", "TERM_ADMIN": "cancelled", "TERM_FORCE_ADMIN": "cancelled",

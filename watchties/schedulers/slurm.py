@@ -44,6 +44,7 @@ UNKNOWN_ID = "Invalid job id specified"  # squeue, asked for a single one: exit 
 QUEUE = f"capped {ASK} squeue --noheader --states=all --format='%i|%T|%j|%r'"
 HISTORY = f"capped {ASK} sacct --allocations --noheader --parsable2 --format=JobIDRaw,State,JobName,ExitCode"
 MISSING = """wt_gone=; for wt_id in {ids}; do case $wt_said in *"wt:$wt_id|"*) ;; *) wt_gone=$wt_gone,$wt_id ;; esac; done"""
+FLAGS = "~#!%$@^-+"  # behind a state: about its power, a reservation, a reboot; none says that it cannot be heard
 UP = ("idle", "mixed", "allocated", "completing", "draining", "drained", "reserved")
 COMMANDS = ("sbatch", "squeue", "scancel", "sinfo")
 LATE = 0  # squeue tells of a job until MinJobAge has passed (slurm.conf: 300 s)
@@ -144,11 +145,11 @@ def nodes_command(nodes):
 
 
 def parse_nodes(code, out, err):
-    """Return the nodes at work: a star behind the state is one that does not answer (sinfo(1), NODE STATE CODES)."""
+    """Return {node: whether it is at work}: a star behind the state is one that does not answer (sinfo(1), NODE STATE CODES)."""
     if code:
         raise QueryFailed(f"sinfo ended with {code}: {failure_text(out, err)}")
     rows = [line.strip().split("|") for line in out.split("\n") if line.count("|") == 1]
-    return {node for node, state in rows if state in UP}
+    return {node: state.rstrip(FLAGS) in UP for node, state in rows}
 
 
 def cancel_command(id, name):
