@@ -70,7 +70,8 @@ class Agent:
         return self.begin("submit", run, *self._setup())
 
     def identify(self, jobs, begun=None):
-        """Return job -> (PENDING, CANCEL, leftover), identities as text, "" for none; an Answer where it refuses."""
+        """Return job -> (PENDING, CANCEL, leftover, attempt), three identities and the latest attempt whose state stands there, as text,
+        "" for none; an Answer where it refuses."""
         found = self.ask("identify", {job: [] for job in jobs}, begun=begun)
         return {job: answer if answer.word in ("error", "missing") else _identities(answer) for job, answer in found.items()}
 
@@ -213,7 +214,7 @@ def _on_one_line(text):
 
 
 def _identities(answer):
-    return identities((answer.word, *answer.details[:2]))
+    return identities((answer.word, *answer.details, *[NONE] * 3)[:4])
 
 
 def identities(words):

@@ -14,6 +14,7 @@ GAVE_UP = "gave up"  # tried again, now and then
 REFUSED = "refused"  # for good: by its hook, with the field `final`
 REMOVED = "its directory in the mirror was removed"
 LOST, RESUBMITTED = "lost", "resubmitted"  # fields: why an attempt is to be tried again; how many were
+TOO_MANY = 10**6  # attempts: what says so many was written by somebody else
 NOT_A_SITES = {LOST, RESUBMITTED, "since", "cpu_server", "id", "exit"}  # fields that decide what is done: no hook of a site sets them
 
 
@@ -77,8 +78,12 @@ def merge_uncontacted(record):
     return record.attempt > 0 and record.phase == PENDING and not record.contacted
 
 
-def accept(record, request, token):
-    """Return the record with a PENDING accepted: merged into the attempt, or beginning the next, called `token`."""
+def accept(record, request, token, latest=0):
+    """Return the record with a PENDING accepted: merged into the attempt, or beginning the next, called `token`.
+
+    latest: the attempt that a state on the web host or in the mirror shows. A record that was removed knows of none, and what it
+    began with a number that was used before would be older than that state.
+    """
     text = str(request)
     record = replace(record, accepted=(*record.accepted, text))
     if not merge_uncontacted(record):
@@ -87,7 +92,7 @@ def accept(record, request, token):
             record,
             old=Attempt(record.attempt, record.token, record.host) if overtaken else record.old,
             served=() if record.phase in FINAL else record.served,  # one that is overtaken hands on what it promised
-            attempt=record.attempt + 1,
+            attempt=max(record.attempt, latest if latest < TOO_MANY else 0) + 1,
             token=token,
             phase=PENDING,
             host="",
@@ -155,7 +160,7 @@ def outcome_of_pull(record, run, request, told, token):
         return record
     record = replace(record, pulling="", size=number(told.get("bytes")) or record.size, tries=_without(record.tries, "pull"))
     if request and not record.has_accepted(request):
-        record = accept(record, request, token)
+        record = accept(record, request, token, number(told.get("latest")))
         if told.get("cause"):
             record = fail(record, told["cause"], told.get("reason", ""))
         else:

@@ -9,7 +9,7 @@ import secrets
 from dataclasses import replace
 
 from watchties import markers, record, recordfile
-from watchties.model import FAILED, MIRROR, PENDING, SUBMITTED, Request
+from watchties.model import FAILED, MIRROR, PENDING, SUBMITTED, Request, number
 
 
 def new_token():
@@ -67,7 +67,9 @@ def _take_off(job, step, new_token):
 
 
 def _accept(job, step, new_token):
-    return (yield from save(job, record.accept(job.record, step.request, new_token())))
+    shown = markers.look(job.dir).markers.values()
+    latest = max((number(marker.fields.get("attempt")) for marker in shown), default=0)
+    return (yield from save(job, record.accept(job.record, step.request, new_token(), latest)))
 
 
 def _cancel(job, step, new_token):

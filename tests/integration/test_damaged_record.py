@@ -63,3 +63,32 @@ def test_a_job_whose_directory_was_removed_is_listed_no_longer_and_one_whose_tre
         shutil.rmtree(site.web / "ann/goes")
         site.drop("ann/goes")
         site.wait(lambda: "ann/goes" in listed(), 20, "a new one of its name is listed")
+
+
+@pytest.mark.parametrize("removed", ["ann/again", "ann/again/.watchties/record.json"])
+@pytest.mark.parametrize("place", ["web", "mirror"])
+def test_a_job_whose_record_was_removed_goes_on_counting_its_attempts(tmp_path, removed, place):
+    """Else what it begins would be older than the state that stands on the web host, which would never show it."""
+    with Site(tmp_path) as site:
+        site.drop("ann/again")
+        for attempt in "1", "2":
+            site.wait(lambda attempt=attempt: site.marker("ann/again")[1].get("attempt") == attempt, 40, attempt)
+            site.wait_state("ann/again", "DONE")
+            site.wait(site.quiet, 30, "quiet")
+            if attempt == "1":
+                site.touch("ann/again")
+    path = site.mirror / removed
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with site:
+        site.wait_ready()
+        if place == "web":
+            site.touch("ann/again")
+        else:
+            shutil.copytree(site.web / "ann/again", site.mirror / "ann/again", dirs_exist_ok=True)  # a person puts it back
+            site.touch("ann/again", tree=site.mirror)
+        site.wait(lambda: site.marker("ann/again")[1].get("attempt") == "3" and site.marker("ann/again")[0] == "DONE", 40, "the third")
+        site.wait(site.quiet, 30, "quiet")
+        assert site.runs("ann/again") == 3 and sorted(p.name for p in (site.web / "ann/again").iterdir() if p.name.isupper()) == ["DONE"]
+        time.sleep(1)
+        log = site.state / "log/report.log"
+        assert not log.exists() or log.read_text().count(" start ") <= 4, "no run follows upon another without end"

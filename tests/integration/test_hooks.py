@@ -118,7 +118,7 @@ def test_one_bad_job_does_not_spoil_the_batch(site):
 def test_pull_tells_the_identity_size_and_named_host(site):
     number = request(site, CPU_SERVER="b01 please\n")
     fields = pull(site).fields(NAME)
-    assert fields == {"identity": number, "files": 3, "bytes": len("echo hello1,2\nb01 please\n"), "cpu_server": "b01"}
+    assert fields == {"identity": number, "latest": "", "files": 3, "bytes": len("echo hello1,2\nb01 please\n"), "cpu_server": "b01"}
 
 
 @pytest.mark.parametrize(

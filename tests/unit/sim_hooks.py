@@ -57,9 +57,9 @@ def pull(system, job, told):
     spared = manifest.read(job.fields["spare"]) or {} if job.fields.get("spare") else {}
     while True:
         yield from in_two_steps("rsync web -> mirror", web, job.dir, spared, system.web)
-        now, *_ = agent.identities(_flat((yield Call(system.web, "identify", line=[job.job]))))
+        now, *_, latest = agent.identities(_flat((yield Call(system.web, "identify", line=[job.job]))))
         if now in ("", identity):
-            return "done", {"identity": now}
+            return "done", {"identity": now, "latest": latest}
         identity = now
 
 

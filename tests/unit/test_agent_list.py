@@ -22,9 +22,12 @@ def test_identify(agent):
     cancel = request(paths[3], 5_000_000_007, "CANCEL")
     (paths[4] / "PENDING").unlink()
     (paths[4] / "PENDING").symlink_to("../../x")
-    wanted = [[job, i, "-", "-"] for job, i in zip(HOSTILE, [*ids, "-"])]
-    wanted[2][3], wanted[3][2], wanted[4][1] = leftover, cancel, "-"
-    assert agent.run("identify", lines=[[job] for job in [*HOSTILE, "u/none", "../x"]]) == [*wanted, ["u/none", *"---"], ["../x", *"---"]]
+    for name, content in ("DONE", "attempt=7\n"), ("SUBMITTED", "state=SUBMITTED\nattempt=12\n"), ("FAILED", "attempt=99" + 70_000 * "x" + "\n"):
+        (paths[0] / name).write_text(content)
+    (paths[1] / "DONE").symlink_to(paths[0] / "DONE")
+    wanted = [[job, i, "-", "-", "-"] for job, i in zip(HOSTILE, [*ids, "-"])]
+    wanted[2][3], wanted[3][2], wanted[4][1], wanted[0][4] = leftover, cancel, "-", "12"
+    assert agent.run("identify", lines=[[job] for job in [*HOSTILE, "u/none", "../x"]]) == [*wanted, ["u/none", *"----"], ["../x", *"----"]]
     assert cancel == "5000000007"
 
 
@@ -55,7 +58,7 @@ def test_a_find_that_knows_no_nanoseconds_is_passed_over(agent, tmp_path):
     (here / "find").symlink_to(shutil.which("busybox"))
     agent.env["PATH"] = f"{here}:{os.environ['PATH']}"
     i = request(make_job(agent.data, "u/e"))
-    assert agent.run("identify", lines=[["u/e"]]) == [["u/e", i, "-", "-"]]
+    assert agent.run("identify", lines=[["u/e"]]) == [["u/e", i, "-", "-", "-"]]
 
 
 @every_shell

@@ -78,10 +78,14 @@ def test_what_cannot_be_published(agent):
 def test_newer_wins(agent):
     path = make_job(agent.data, "u/e")
     agent.publish(marker("u/e", "FAILED", 12, "t12"))
-    assert agent.one("publish", line=marker("u/e", "DONE", 9, "t9"))[0] == "older"
-    assert states(path) == {"FAILED"}
+    request(path, OLD)
+    older = agent.one("publish", line=marker("u/e", "DONE", 9, "t9", accepted=OLD))
+    assert older == ["older", "-", "-"], "what it has accepted is taken off all the same"
+    assert states(path) == {"FAILED"} and not (path / "PENDING").exists()
+    request(path, NEW)
+    assert agent.one("publish", line=marker("u/e", "DONE", 9, "t9", accepted=OLD)) == ["older", str(NEW), "-"]
     assert agent.one("publish", line=marker("u/e", "SUBMITTED", 13, "t13"))[0] == "ok"
-    assert states(path) == {"SUBMITTED"}
+    assert states(path) == {"PENDING", "SUBMITTED"}
 
 
 @every_shell

@@ -7,7 +7,7 @@
 #   sh scripts/agent.sh COMMAND DATA [ARGS]     DATA is the directory of the jobs, relative to where it is called
 #
 #   publish DATA            JOB STATE ATTEMPT TOKEN ACCEPTED [k=v ...]  -> JOB ok|older|missing|error PENDING_NS CANCEL_NS [detail]
-#   identify DATA           JOB                                         -> JOB PENDING_NS CANCEL_NS LEFTOVER_NS
+#   identify DATA           JOB                                         -> JOB PENDING_NS CANCEL_NS LEFTOVER_NS ATTEMPT, the latest that a state shows
 #   list DATA DEPTH MARKER...                                           -> MARKER JOB NS TOKEN
 #   claim DATA RUN          JOB ATTEMPT TOKEN [EVIDENCE ...]            -> JOB new|held|unknown|begun|done|cancelled|error [detail]
 #   submit DATA RUN [SETUP] JOB ATTEMPT TOKEN COMMANDLINE               -> JOB replied|refused|error [detail]
@@ -37,7 +37,7 @@
 # Functions are called by name through `each` and `every`, and eval sets variables, which shellcheck cannot see:
 # shellcheck disable=SC2329,SC2154,SC2034,SC2015,SC2089,SC2090
 
-AGENT_VERSION=2
+AGENT_VERSION=3
 
 TAB=$(printf '\t')
 NL='
@@ -354,7 +354,7 @@ read_chunk() {
     n=0
     while [ "$n" -lt "$1" ] && IFS= read -r line; do
         n=$((n + 1))
-        eval "line_$n=\$line answer_$n= detail_$n= dir_$n= fresh_$n="
+        eval "line_$n=\$line answer_$n= detail_$n= dir_$n= fresh_$n= older_$n="
     done
     garbage='' moves=''
     [ "$n" -gt 0 ]
@@ -503,7 +503,9 @@ do_identify() {
     use_data "$1"
     use_find
     while read_chunk 200; do
+        paths=''
         each identify_check
+        junk=$NL$(too_long)$NL
         identities
         every identify_tell
     done
@@ -512,10 +514,19 @@ do_identify() {
 identify_check() {
     job_directory "${1-}" || return 0
     eval "dir_$i=\$dir"
+    for name in SUBMITTED DONE FAILED; do
+        [ ! -s "$dir/$name" ] || paths=$paths$dir/$name$NL
+    done
 }
 
 identify_tell() {
-    eval "printf '%s\\n' \"\${1:--}$TAB\$PENDING_$i$TAB\$CANCEL_$i$TAB\$hidden_PENDING_$i\""
+    eval "dir=\$dir_$i" latest=0
+    for name in SUBMITTED DONE FAILED; do
+        case $junk in *"$NL$dir/$name$NL"*) continue ;; esac
+        [ -n "$dir" ] && read_fields "$dir/$name" && is_number "$f_attempt" && [ "$f_attempt" -gt "$latest" ] && latest=$f_attempt
+    done
+    [ "$latest" != 0 ] || latest=-
+    eval "printf '%s\\n' \"\${1:--}$TAB\$PENDING_$i$TAB\$CANCEL_$i$TAB\$hidden_PENDING_$i$TAB$latest\""
 }
 
 # ---- list ----
@@ -603,12 +614,20 @@ publish_check() { # JOB STATE ATTEMPT TOKEN ACCEPTED [k=v ...]
     done
 }
 
-# junk_aside: rename state markers in $paths away that are longer than any of ours (reading is byte by byte)
-junk_aside() {
+# too_long: print those state markers of $paths that are longer than any of ours (reading is byte by byte)
+too_long() {
     [ -n "$paths" ] || return 0
     IFS=$NL
-    # shellcheck disable=SC2046,SC2086
-    set -- $("$FIND" $paths -maxdepth 0 -type f -size +128 -print 2>/dev/null)
+    # shellcheck disable=SC2086
+    "$FIND" $paths -maxdepth 0 -type f -size +128 -print 2>/dev/null
+}
+
+# junk_aside: rename them away
+junk_aside() {
+    junk=$(too_long)
+    IFS=$NL
+    # shellcheck disable=SC2086
+    set -- $junk
     IFS=$TAB
     for path; do
         move_aside "${path%/*}" "${path##*/}"
@@ -622,8 +641,8 @@ publish_restore() {
 
 # publish_write JOB STATE ATTEMPT TOKEN ACCEPTED [k=v ...]: the content, complete, under the hidden name
 publish_write() {
-    eval "dir=\$dir_$i new_$i="
-    newer_than "$3" "$2" "$4" && { answer older && return; }
+    eval "dir=\$dir_$i new_$i= older_$i="
+    newer_than "$3" "$2" "$4" && { eval "older_$i=older" && return; } # but what it has accepted is taken off
     new=$dir/.watchties.new.$2
     read_fields "$dir/$2" && stands=$content || stands=-
     shift 5
@@ -647,7 +666,8 @@ publish_rename() {
 
 # publish_renamed JOB STATE: it stands; then the other states' markers go
 publish_renamed() {
-    eval "dir=\$dir_$i new=\$new_$i"
+    eval "dir=\$dir_$i new=\$new_$i older=\$older_$i"
+    [ -z "$older" ] || return 0
     [ -z "$new" ] || [ ! -e "$new" ] || { answer error "cannot rename in $dir" && return; }
     for name in SUBMITTED DONE FAILED; do
         [ "$name" != "$2" ] || continue
@@ -668,7 +688,7 @@ publish_take() {
 }
 
 publish_tell() {
-    eval "word=\${answer_$i:-ok} detail=\$detail_$i"
+    eval "word=\${answer_$i:-\${older_$i:-ok}} detail=\$detail_$i"
     eval "printf '%s\\n' \"\${1:--}$TAB\$word$TAB\$PENDING_$i$TAB\$CANCEL_$i\${detail:+$TAB\$detail}\""
 }
 
