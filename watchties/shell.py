@@ -164,8 +164,8 @@ def _child(argv, given, cwd, env):
 def _ended(argv, process, holders, out, err, timeout, look):
     """Wait for the end of a command and return its Result; it is killed when its time is over."""
     warden = _Warden(process, timeout, look and (lambda: look(_last(out))), lambda: _size(out) + _size(err))
-    warden.start()
-    try:
+    try:  # around its start, too: a SIGTERM in it would leave it beside files that are closed
+        warden.start()
         code = _wait(process)
     finally:
         warden.dismiss()
@@ -263,7 +263,8 @@ class _Warden(threading.Thread):
     def dismiss(self):
         """Let it go; no look() is called after this."""
         self._dismissed.set()
-        self.join()
+        if self.ident:
+            self.join()
 
 
 def _kill(process, how):

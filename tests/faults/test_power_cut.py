@@ -26,7 +26,7 @@ MACHINES = {"v11": ("v11", "state"), "vision": ("vision",), "b01": ("b01",)}
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 BEATS = 'grace = "1s"\nheartbeat = "2s"'  # after some cuts one upon another a relay of 15 s would count as one that does not run
 LANES = 3  # sites at once: most of a life is waiting
-TRIES = 5  # lives for one point: which calls fall together differs a little from life to life
+TRIES = 12  # lives for one point: which calls fall together, and when a notice is sent, differs a little from life to life
 A_SITE = 8  # lives: the longer a site lives, the more there is to look at
 SHORT = 36.0  # seconds of new lives in the short form
 PROMISED = {"in.txt", "command"}

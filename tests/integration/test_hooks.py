@@ -661,7 +661,7 @@ def test_sigterm_ends_a_hook_and_its_children_soon(site):
     child = int(wait_for(lambda: (site.base / "rsync.pid").exists() and (site.base / "rsync.pid").read_text()))
     hook.terminate()
     _, err = hook.communicate(timeout=10)
-    assert hook.returncode == 75 and err.decode().splitlines()[-1] == "told to stop" and read_rows(result) == []
+    assert (hook.returncode, err.decode(), read_rows(result)) == (75, "told to stop\n", [])
     wait_for(lambda: not runs(child), 5)
 
 
