@@ -22,9 +22,10 @@ FILES = {"agent.sh": "agent.sh", "relay.py": "relay.py", "relay_ties_directories
 # $1 the compties directory, then names of files: tells for each new, ours or other. Changes nothing but for making directories.
 LOOK = """root=$1; shift
 make() {
-    said=$(mkdir -p -- "$1" 2>&1) && return
+    said=$(LC_ALL=C mkdir -p -- "$1" 2>&1) && return
     case $1 in /*) at=$1 ;; *) at=$PWD/$1 ;; esac
-    echo "$said; run there as root: install -d -o $(id -un) -g $(id -gn) '$at', then deploy again"
+    case $said in *'ermission denied'*) said="$said; run there as root: install -d -o $(id -un) -g $(id -gn) '$at', then deploy again" ;; esac
+    echo "$said"
     exit 1
 }
 for d in "$root" "$root/scripts" "$root/bin"; do make "$d"; done

@@ -263,7 +263,7 @@ class _Warden(threading.Thread):
     def dismiss(self):
         """Let it go; no look() is called after this."""
         self._dismissed.set()
-        if self.ident:
+        if self.is_alive():  # else it was not quite begun, and will look at once whether it was dismissed
             self.join()
 
 

@@ -87,13 +87,14 @@ def why_ended(scheduler, job, answer, entries):
 
 
 def killed_elsewhere(agent, scheduler, jobs):
-    """Return ([those of the jobs that have ended for the scheduler, on a host that the agent cannot see], {job: its node, if in doubt}).
+    """Return ([those of the jobs that have ended for the scheduler, on a host that the agent cannot see], {job: its node, if in doubt},
+    why no node could be asked for, or "").
 
     It may have killed the wrapper outright, so that no exit file will ever tell. What it says of a job is no proof while its node
     cannot be heard, where the job may run on; a node that is at work has ended all that its scheduler does not know of.
     """
     if not jobs:
-        return [], {}
+        return [], {}, ""
     ids, searched = _ids(agent, scheduler, jobs)
     answers, query = agent.status(jobs, scheduler.query_command(list(ids.values())) if ids else "")
     entries, _ = heard(scheduler, query, list(ids.values()))
@@ -103,10 +104,10 @@ def killed_elsewhere(agent, scheduler, jobs):
             nodes[job] = answers[job].values.get("host", "").split(".")[0]
             entry, asked = (own(job, entries) or {}).get(ids.get(job, "")), entries is not None if job in ids else searched
             if entry and entry.ended or asked and not entry and tells_of_nodes(scheduler):
-                causes[job] = entry.cause if entry else ""
-    at_work = _nodes(agent, scheduler, sorted({nodes[job] for job in causes}))
-    doubted = {job: nodes[job] for job, cause in causes.items() if not at_work.get(nodes[job], cause != "node")}
-    return [job for job in causes if job not in doubted], doubted
+                causes[job] = entry.cause if entry else "node"  # forgotten: perhaps it was that
+    at_work, why = _nodes(agent, scheduler, sorted({nodes[job] for job in causes}))
+    doubted = {job: nodes[job] for job, cause in causes.items() if why or not at_work.get(nodes[job], cause != "node")}
+    return [job for job in causes if job not in doubted], doubted, why
 
 
 def may_run_on(answer):
@@ -127,21 +128,20 @@ def _ids(agent, scheduler, jobs):
 
 
 def _nodes(agent, scheduler, nodes):
-    """Return {node: whether the scheduler says that it is at work, twice: it may just have heard of it, and be at ending things}.
-
-    A node that it does not know is not in it; where it could not be asked none is at work.
+    """Return ({node: whether the scheduler says that it is at work, twice: it may just have heard of it, and be at ending things}, "");
+    a node that it does not know is not in it. ({}, why) where it could not be asked.
     """
     if not nodes or not tells_of_nodes(scheduler):
-        return {}
+        return {}, ""
     try:
         first = scheduler.parse_nodes(*agent.query(scheduler.nodes_command(nodes)))
         if not any(first.values()):
-            return first
+            return first, ""
         time.sleep(AGAIN)
         second = scheduler.parse_nodes(*agent.query(scheduler.nodes_command(nodes)))
-        return {node: at_work and second.get(node, False) for node, at_work in first.items()}
-    except QueryFailed:
-        return dict.fromkeys(nodes, False)
+        return {node: at_work and second.get(node, False) for node, at_work in first.items()}, ""
+    except QueryFailed as error:
+        return {}, str(error)
 
 
 def judged(answer, number, entries, why):

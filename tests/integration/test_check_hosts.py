@@ -118,7 +118,9 @@ def test_become_somebody_who_is_not_there(hosts):
     ("true", "host b01: bsub, bjobs, bhist, bkill not found, also after its setup; correct `setup` in [host.b01]"),
     ("echo loud; exit 3", "host b01: its setup ends the shell that reads it (without a word); correct `setup` in [host.b01]"),
     (". /no/such/profile", "/no/such/profile"),
-    ("PATH={bin}:$PATH; set -- a; t=; word=", ""),
+    ("PATH={bin}:$PATH; set -- a; t=; word=; IFS=:; queue=long", ""),
+    ("PATH={bin}:$PATH; trap 'echo bye' EXIT", ""),
+    ("echo \"no\rway\" >&2; exit 1", "host b01: its setup ends the shell that reads it (no?way); correct `setup`"),
 ])  # fmt: skip
 def test_a_scheduler_that_is_not_found_or_made_known_by_the_setup(hosts, setup, wanted):
     shims = hosts.base / "shims"

@@ -156,6 +156,12 @@ def test_deploy_into_a_home_that_is_root_s_says_what_root_has_to_run(tmp_path):
     assert (tmp_path / "compties/user_data").owner() == "nobody"
 
 
+def test_deploy_where_a_file_is_in_the_way_says_so_alone(tmp_path):
+    (tmp_path / "compties").write_text("")
+    with pytest.raises(WatchtiesError, match="File exists$"):
+        put(tmp_path / "compties")
+
+
 @pytest.mark.parametrize("name", deploy.FILES)
 def test_deploy_touches_no_file_if_one_is_not_ours(tmp_path, name):
     (tmp_path / "scripts").mkdir()

@@ -183,15 +183,17 @@ def test_a_killed_wrapper_on_another_host_is_proven_ended_by_the_scheduler_and_i
     monkeypatch.setattr(standing, "AGAIN", 0)
     gone, asked = Answer("begun", ["host=node2 alive=unknown"]), job()
     for said, proven in ("query-cancelled", True), ("query", False), ("query-no-controller", False):
-        found, _ = standing.killed_elsewhere(FarAgent(gone, recorded("slurm", said), nodes("node2|mixed-", "node2|idle~")), slurm, [asked])
+        found, *_ = standing.killed_elsewhere(FarAgent(gone, recorded("slurm", said), nodes("node2|planned", "node2|idle~")), slurm, [asked])
         assert bool(found) is proven, said
-    for answers in ("node2|down*",), ("node2|mixed*",), (None,), ("node2|idle", "node2|down*"):
+    for answers in ("node2|down*",), ("node2|mixed*",), ("node2|idle", "node2|down*"), ("node2|drained$",), ("node2|mixed@",), ("node2|idle%",):
         far = FarAgent(gone, recorded("slurm", "query-cancelled"), nodes(*answers))
-        assert standing.killed_elsewhere(far, slurm, [asked]) == ([], {asked: "node2"}), answers
+        assert standing.killed_elsewhere(far, slurm, [asked]) == ([], {asked: "node2"}, ""), answers
+    far = FarAgent(gone, recorded("slurm", "query-cancelled"), nodes(None))
+    assert standing.killed_elsewhere(far, slurm, [asked]) == ([], {asked: "node2"}, "sinfo ended with 1: slurm_load_node: Unable to contact")
     far = FarAgent(gone, recorded("slurm", "query-cancelled"), nodes("node7|idle", "node7|idle"))
-    assert standing.killed_elsewhere(far, slurm, [asked]) == ([asked], {}), "no node of Slurm's has the host's name"
+    assert standing.killed_elsewhere(far, slurm, [asked]) == ([asked], {}, ""), "no node of Slurm's has the host's name"
     seen_from_here = Answer("begun", ["host=elgato alive=yes"])
-    assert standing.killed_elsewhere(FarAgent(seen_from_here, recorded("slurm", "query-cancelled")), slurm, [asked]) == ([], {})
+    assert standing.killed_elsewhere(FarAgent(seen_from_here, recorded("slurm", "query-cancelled")), slurm, [asked]) == ([], {}, "")
 
 
 def test_an_overtaken_attempt_of_which_only_the_name_is_known_is_proven_ended_too():
@@ -200,18 +202,18 @@ def test_an_overtaken_attempt_of_which_only_the_name_is_known_is_proven_ended_to
     gone = Answer("begun", ["host=node2 alive=unknown"])
     idle, marks = nodes("node2|idle", "node2|idle"), mark.format("squeue") + mark.format("sacct")
     far = FarAgent(gone, recorded("slurm", "query-cancelled"), [(0, found, marks), *idle])
-    assert standing.killed_elsewhere(far, slurm, [one]) == ([one], {})
+    assert standing.killed_elsewhere(far, slurm, [one]) == ([one], {}, "")
 
 
 def test_what_slurm_has_forgotten_has_ended_if_its_node_is_at_work(monkeypatch):
     monkeypatch.setattr(standing, "AGAIN", 0)
     marks, gone = "\nwt-part squeue 0 end\n\nwt-part sacct 0 end\n", Answer("begun", ["host=node2 alive=unknown"])
     for known, found in (job(), []), (job(id=""), [(0, marks, marks)]):
-        for answers, ended in (("node2|idle", "node2|idle"), True), (("node2|down*",), False):
+        for answers, ended in (("node2|idle", "node2|idle"), True), (("node2|down*",), False), (("node2.cluster|idle",) * 2, False):
             far = FarAgent(gone, (0, marks, marks), [*found, *nodes(*answers)])
-            assert standing.killed_elsewhere(far, slurm, [known]) == (([known], {}) if ended else ([], {known: "node2"}))
+            assert standing.killed_elsewhere(far, slurm, [known])[:2] == (([known], {}) if ended else ([], {known: "node2"})), answers
     unheard = FarAgent(gone, (0, marks, marks), [(1, "", "Unable to contact")])
-    assert standing.killed_elsewhere(unheard, slurm, [job(id="")]) == ([], {}), "it could not be asked"
+    assert standing.killed_elsewhere(unheard, slurm, [job(id="")]) == ([], {}, ""), "it could not be asked"
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def test_what_began_on_a_node_that_failed_has_ended_when_the_scheduler_has_the_n
     marks = "\nwt-part squeue 0 end\n\nwt-part sacct 0 end\n"
     said = f"{asked.fields['id']}|NODE_FAIL|wt.{asked.token}|NodeDown{marks}"
     far = FarAgent(Answer("begun", ["host=node2.cluster alive=unknown"]), (0, said, marks), nodes(*answers))
-    assert standing.killed_elsewhere(far, slurm, [asked]) == (([asked], {}) if proven else ([], {asked: "node2"})) and not far.more
+    assert standing.killed_elsewhere(far, slurm, [asked])[:2] == (([asked], {}) if proven else ([], {asked: "node2"})) and not far.more
 
 
 QUERIES = [("slurm", "query"), ("slurm", "query-with-unknown"), ("slurm-accounting", "query-with-unknown"), ("sge", "query")]

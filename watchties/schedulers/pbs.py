@@ -40,9 +40,8 @@ STATES = {
     "S": "suspended", "T": "in transit", "U": "suspended, as its host is in use", "W": "waits for its time", "X": "finished",
 }  # fmt: skip
 ENDED = "FX"
-BY_STATUS = {  # job.h: JOB_EXEC_KILL_VMEM, _MEM, _CPUT, _WALLTIME; _RERUN_ON_SIS_FAIL, _RERUN_MS_FAIL: a node that was not heard any more
-    -26: "memory", -27: "memory", -28: "time", -29: "time", -14: "node", -20: "node",
-}  # fmt: skip
+# job.h: JOB_EXEC_KILL_VMEM, _MEM, _CPUT, _WALLTIME; _RERUN_MS_FAIL: its node was not heard any more
+BY_STATUS = {-26: "memory", -27: "memory", -28: "time", -29: "time", -20: "node"}
 TERMINATED = 256 + 15  # ended by SIGTERM, as qdel does; a limit says so in words
 KILLED = re.compile(r"^=>> PBS: job killed: (\w+)(.*)$", re.MULTILINE)
 LIMITS = {"node": "node"} | dict.fromkeys(("walltime", "cput", "pcput"), "time") | dict.fromkeys(("mem", "vmem", "pmem", "pvmem"), "memory")

@@ -44,8 +44,8 @@ UNKNOWN_ID = "Invalid job id specified"  # squeue, asked for a single one: exit 
 QUEUE = f"capped {ASK} squeue --noheader --states=all --format='%i|%T|%j|%r'"
 HISTORY = f"capped {ASK} sacct --allocations --noheader --parsable2 --format=JobIDRaw,State,JobName,ExitCode"
 MISSING = """wt_gone=; for wt_id in {ids}; do case $wt_said in *"wt:$wt_id|"*) ;; *) wt_gone=$wt_gone,$wt_id ;; esac; done"""
-FLAGS = "~#!%$@^-+"  # behind a state: about its power, a reservation, a reboot; none says that it cannot be heard
-UP = ("idle", "mixed", "allocated", "completing", "draining", "drained", "reserved")
+FLAGS = "~+-"  # behind a state: off, or seen only where no star stands. Others ($, @, #, ...) may stand in the place of a star
+UP = ("planned", "maint", "fail", "failing", "idle", "mixed", "allocated", "completing", "draining", "drained", "reserved")
 COMMANDS = ("sbatch", "squeue", "scancel", "sinfo")
 LATE = 0  # squeue tells of a job until MinJobAge has passed (slurm.conf: 300 s)
 
@@ -141,7 +141,7 @@ def _words(state, more):
 
 def nodes_command(nodes):
     """Return the text that asks how nodes are. One that Slurm had given up ends, when it is back, what Slurm does not know of."""
-    return f"capped {ASK} sinfo --noheader --Node --format='%N|%T' --nodes={shlex.quote(','.join(nodes))}"
+    return f"capped {ASK} sinfo --all --noheader --Node --format='%N|%T' --nodes={shlex.quote(','.join(nodes))}"
 
 
 def parse_nodes(code, out, err):
