@@ -10,7 +10,7 @@ help:
 	@echo "make demo       three jobs through three trees on this machine, to look at"
 	@echo "make test       every test (under 30 minutes on two cores)"
 	@echo "make test-fast  the tests that take seconds"
-	@echo "make faults     everything that may go wrong, at every point where it can (an hour or more)"
+	@echo "make faults     everything that may go wrong, at every point where it can (some hours)"
 	@echo "make soak       20,000 jobs with faults all the while (half an hour)"
 	@echo "make man        the man pages anew, after a change of help, options or configuration"
 	@echo "make bench      the figures, beside the bare commands"
