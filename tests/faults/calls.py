@@ -208,7 +208,9 @@ def _text(task, address):
         with open(f"/proc/{task}/mem", "rb", buffering=0) as memory:
             while b"\0" not in found and len(found) < 4096:
                 memory.seek(address + len(found))
-                found += memory.read(4096 - (address + len(found)) % 4096)
+                if not (more := memory.read(4096 - (address + len(found)) % 4096)):
+                    break  # it has just ended, and its memory with it
+                found += more
     except (OSError, ValueError, OverflowError):
         pass
     return os.fsdecode(found.partition(b"\0")[0])

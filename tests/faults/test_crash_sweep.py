@@ -20,14 +20,14 @@ pytestmark = pytest.mark.skipif(bool(calls.why_not()), reason=calls.why_not())
 
 
 def all_points(folder):
-    """Return {point: whether it is one of the daemon's first start} of a job on a site that is at work, and before."""
+    """Return {point: whether it is one of the daemon's first start} of a job on a site that is at work, and before: those that two
+    lives have in common, as how often a status is asked for, say, differs."""
     with CrashSite(folder / "trace") as site:
-        first = trace(site, fresh=True)
-        warm = [point for _ in range(2) for point in trace(site)]
+        first, warm, warm_again = trace(site, fresh=True), trace(site), set(trace(site))
     with CrashSite(folder / "again") as site:  # which agent is the first to look at a tree, and marks it, differs from life to life
         again = set(trace(site, fresh=True))
     first = [point for point in first if point in again]
-    found = dict.fromkeys(warm, False)
+    found = {point: False for point in warm if point in warm_again}
     return {point: fresh for point, fresh in (found | {p: True for p in first if p not in found}).items() if is_lasting(point)}
 
 
