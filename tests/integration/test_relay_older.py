@@ -1,5 +1,6 @@
 """The relay's older protocol: real relays, real signals, real writers, and kill -9 in between."""
 
+import fcntl
 import os
 import pathlib
 import shutil
@@ -113,8 +114,9 @@ def test_no_stale_id_is_ever_seen_locked_while_relays_come_and_go(root, scripts,
             with open(scripts / "relay.lock", "a") as lock:
                 subprocess.run(["flock", str(lock.fileno())], pass_fds=[lock.fileno()], check=True)
                 pid = alive(scripts)
-            if pid is not None and pid not in living:
-                wrong.append(pid)
+                if pid is not None and pid not in living:
+                    wrong.append(pid)
+            time.sleep(0.01)  # the relay asks for the lock now and then, and waits for nobody
 
     thread = threading.Thread(target=test_it)
     thread.start()
@@ -123,10 +125,12 @@ def test_no_stale_id_is_ever_seen_locked_while_relays_come_and_go(root, scripts,
             caller = call()
             living.add(caller.process.pid)
             up(caller, scripts)
-            caller.process.kill()
-            caller.process.wait()
-            living.discard(caller.process.pid)
-            (scripts / "relay.pid").write_text("1\n")
+            with open(scripts / "relay.lock", "a") as lock:  # between two looks: one takes some time
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                caller.process.kill()
+                caller.process.wait()
+                living.discard(caller.process.pid)
+                (scripts / "relay.pid").write_text("1\n")
     finally:
         stop.set()
         thread.join()
