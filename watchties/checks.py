@@ -200,7 +200,8 @@ def mail(config, call_server=True):
     else:
         yield Finding("mail", None, "nobody gets any", "set folder, sendmail or server in [mail]")
     if table.templates:
-        yield from (Finding("mail", False, problem, "put it right, or correct `templates` in [mail]") for problem in letterforms.problems(table.templates))
+        remedy = "put it right, or correct `templates` in [mail]"
+        yield from (Finding("mail", False, problem, remedy) for problem in letterforms.problems(table.templates))
     if not table.admin:
         yield Finding("mail", None, "nobody hears of hosts that are down or jobs that were given up", "set admin in [mail]")
 

@@ -57,11 +57,11 @@ while [ "$1" != -- ]; do
 done; shift
 echo "directories$t$directories"
 while [ "$1" != -- ]; do [ -d "$1" ] || echo "missing$t$1"; shift; done; shift
-lacking() { for c; do command -v "$c" >/dev/null 2>&1 || echo "$word$t$c"; done; }
-word=lacking; while [ "$1" != -- ]; do lacking "$1"; shift; done; shift
+lacking() { w=$1; shift; for c; do command -v "$c" >/dev/null 2>&1 || echo "$w$t$c"; done; }
+while [ "$1" != -- ]; do lacking lacking "$1"; shift; done; shift
 setup=$1; shift
 read_setup() { eval "$setup" </dev/null; }
-found=$( (read_setup >/dev/null 2>&1; echo ready; t=$(printf '\t'); word=queue; lacking "$@") )
+found=$( (read_setup >/dev/null 2>&1; echo ready; t=$(printf '\t'); lacking queue "$@") )
 if [ -n "$found" ]; then printf '%s\n' "$found" | sed 1d
 else echo "setup$t$( (read_setup 2>&1 >/dev/null) | tail -n 1)"; fi"""
 

@@ -45,6 +45,12 @@ def test_no_key_s_description_breaks_off():
             assert said and not said.endswith((":", "...", ",")), (kind, key, said)
 
 
+def test_man_finds_the_pages_beside_the_program():
+    """Also those of a clone: contrib/setup.sh links them into its environment."""
+    for path in PAGES:
+        assert (Path(sys.prefix) / f"share/man/man{path.suffix[1:]}" / path.name).read_text() == path.read_text()
+
+
 def inner(context):
     """Yield (words, command) for each command below a group, those of groups in it among them."""
     if isinstance(context.command, click.Group):

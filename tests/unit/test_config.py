@@ -458,6 +458,9 @@ def test_links_are_judged_by_what_they_lead_to(conf, tmp_path):
     assert [line.partition(":")[0] for line in config.check_permissions(conf)] == [str(conf / HOST)]
     (tmp_path / "shared.toml").unlink()
     assert config.check_permissions(conf) == [f"{conf / HOST}: cannot be looked at (No such file or directory); remove it or put it right"]
+    with pytest.raises(ConfigError) as told:
+        config.load(conf)
+    assert sum(f"{conf / HOST}: cannot be" in line for line in str(told.value).splitlines()) == 1, "it is told once"
 
 
 def test_files_in_subdirectories_are_looked_at(conf):

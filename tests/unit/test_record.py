@@ -43,6 +43,12 @@ def test_the_first_request_begins_the_first_attempt():
     assert FIRST.accepted == FIRST.served == ("web:PENDING:10",)
 
 
+def test_attempts_go_on_from_the_state_that_is_shown_where_the_record_was_removed():
+    assert record.accept(Record(), ONE, "t1", 4).attempt == 5
+    assert record.accept(ENDED, TWO, "t2", 1).attempt == 2 and record.accept(FIRST, TWO, "t2", 9).attempt == 1
+    assert record.accept(Record(), ONE, "t1", record.TOO_MANY).attempt == 1, "nobody of ours has written that"
+
+
 def test_requests_merge_until_the_first_contact_and_then_cause_one_more_attempt():
     merged = record.accept(record.accept(FIRST, TWO, "x"), THREE, "y")
     assert (merged.attempt, merged.token, merged.old) == (1, "t1", None) and len(merged.served) == 3

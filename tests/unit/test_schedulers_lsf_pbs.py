@@ -210,6 +210,7 @@ def test_lsf_says_why_it_ended_a_job():
     assert found["213"].cause == ""
     assert lsf.parse_said("-----\n\nTERM_MEMLIMIT: job killed after reaching LSF memory usage limit.\nExited with exit code 137.\n").cause == "memory"
     assert lsf.parse_said("Exited with exit code 3.\n") is None and lsf.parse_said("TERM_OWNER: job killed by owner.\n").cause == "cancelled"
+    assert lsf.parse_said("TERM_REMOVE_HUNG_JOB: job removed from LSF.\n").cause == "node"
 
 
 def test_a_list_cut_at_any_byte_says_nothing():
@@ -296,6 +297,7 @@ def test_pbs_tells_how_jobs_stand():
     found = qstat(153, text, "qstat: Unknown Job Id 9.s\n", ["1.s", "2.s", "3.s", "4.s", "5.s", "9.s"])
     assert found["1.s"] == Entry("R (runs)", False, "", "wt.1") and "9.s" not in found
     assert found["2.s"] == Entry("F (finished), Exit_status 0", True, "", "wt.2")
+    assert qstat(0, job(6, "F", Exit_status="-20"), "", ["6.s"])["6.s"].cause == "node"
     assert [found[f"{n}.s"].cause for n in (3, 4, 5)] == ["cancelled", "memory", "time"] and found["5.s"].words.endswith("; Jobkilled")
     table = {"Resource_List.walltime": "00:01:00", "resources_used.walltime": "00:01:03"}
     assert qstat(0, job(6, "F", Exit_status="271", **table), "", ["6.s"])["6.s"].cause == "time"

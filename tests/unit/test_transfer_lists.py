@@ -161,7 +161,7 @@ def test_a_line_to_the_agent_is_one_line_without_empty_fields(fields):
 
 
 def test_what_is_internal_does_not_reach_the_marker():
-    fields = {"asked": 1, "exit": "0", "spare": "/x", "state": "x", "own": "y"}
+    fields = {"asked": 1, "exit": "0", "spare": "/x", "state": "x", "own": "y", "resubmitted": 1}
     job = Job("t", "a/b", "", marker="DONE", attempt=2, token="tok", host="b01", fields=fields)
     assert webstate.content(job) == {"state": "DONE", "attempt": 2, "token": "tok", "host": "b01", "exit": "0", "own": "y"}
 

@@ -505,7 +505,7 @@ do_identify() {
     while read_chunk 200; do
         paths=''
         each identify_check
-        junk=$NL$(too_long)$NL
+        too_long
         identities
         every identify_tell
     done
@@ -614,17 +614,19 @@ publish_check() { # JOB STATE ATTEMPT TOKEN ACCEPTED [k=v ...]
     done
 }
 
-# too_long: print those state markers of $paths that are longer than any of ours (reading is byte by byte)
+# too_long: set $junk, a line for each state marker of $paths that is longer than any of ours (reading is byte by byte)
 too_long() {
+    junk=''
     [ -n "$paths" ] || return 0
     IFS=$NL
     # shellcheck disable=SC2086
-    "$FIND" $paths -maxdepth 0 -type f -size +128 -print 2>/dev/null
+    junk=$NL$("$FIND" $paths -maxdepth 0 -type f -size +128 -print 2>/dev/null)$NL
+    IFS=$TAB
 }
 
 # junk_aside: rename them away
 junk_aside() {
-    junk=$(too_long)
+    too_long
     IFS=$NL
     # shellcheck disable=SC2086
     set -- $junk
